@@ -1,0 +1,1 @@
+"""Intel AMT: WS-Man functions and the redirection protocol."""
