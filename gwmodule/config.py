@@ -1,7 +1,7 @@
 """Every setting, its default and its bounds, in one tree of frozen dataclasses.
 
-The same schema reads TOML files and (docs/configuration.md) OpenWrt UCI sections: a branch is a table
-or a section, a leaf is a scalar or a list of strings. Unknown keys are errors, because a misspelt
+The same schema reads TOML files and OpenWrt UCI sections (docs/configuration.md): a branch is a
+table or a section, a leaf is a scalar or a list of strings. Unknown keys are errors, because a misspelt
 security setting that is silently ignored is worse than a service that does not start.
 """
 
@@ -23,14 +23,14 @@ RUNTIME_DIRECTORY = "/run/gwmodule"
 
 
 def setting(
-    default: Any, *, low: float | None = None, high: float | None = None, one_of: tuple[str, ...] = ()
+    default: Any,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    one_of: tuple[str, ...] = (),
 ) -> Any:
     """A leaf with a default and the bounds that `load` enforces."""
     return field(default=default, metadata={"low": low, "high": high, "one_of": one_of})
-
-
-def branch(factory: type) -> Any:
-    return field(default_factory=factory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,19 +161,19 @@ class Config:
     """One gateway."""
 
     deployment: str = setting("gateway", one_of=("gateway", "standalone"))
-    msp: MspPeerConfig = branch(MspPeerConfig)
-    tls: TlsConfig = branch(TlsConfig)
-    uplink: UplinkConfig = branch(UplinkConfig)
-    lan: LanConfig = branch(LanConfig)
-    capture: CaptureConfig = branch(CaptureConfig)
-    probe: ProbeConfig = branch(ProbeConfig)
-    devices: DevicesConfig = branch(DevicesConfig)
-    streams: StreamsConfig = branch(StreamsConfig)
-    control: ControlConfig = branch(ControlConfig)
-    mux: MuxConfig = branch(MuxConfig)
-    liveness: LivenessConfig = branch(LivenessConfig)
-    backoff: BackoffConfig = branch(BackoffConfig)
-    log: LogConfig = branch(LogConfig)
+    msp: MspPeerConfig = field(default_factory=MspPeerConfig)
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    uplink: UplinkConfig = field(default_factory=UplinkConfig)
+    lan: LanConfig = field(default_factory=LanConfig)
+    capture: CaptureConfig = field(default_factory=CaptureConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    devices: DevicesConfig = field(default_factory=DevicesConfig)
+    streams: StreamsConfig = field(default_factory=StreamsConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
+    mux: MuxConfig = field(default_factory=MuxConfig)
+    liveness: LivenessConfig = field(default_factory=LivenessConfig)
+    backoff: BackoffConfig = field(default_factory=BackoffConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
 
 def load(path: Path) -> Config:
@@ -262,9 +262,9 @@ def _check(config: Config, path: str) -> None:
     for name in (*config.lan.interface, config.uplink.interface):
         if len(name.encode()) > 15 or "/" in name or any(c.isspace() for c in name):
             raise ConfigError(path, "lan.interface", f"{name!r} is no interface name")
-    if config.deployment == "gateway" and config.uplink.interface in config.lan.interface:
-        if config.uplink.interface:
-            raise ConfigError(path, "uplink.interface", "is also a LAN interface")
+    shared = bool(config.uplink.interface) and config.uplink.interface in config.lan.interface
+    if config.deployment == "gateway" and shared:
+        raise ConfigError(path, "uplink.interface", "is also a LAN interface")
 
 
 def split_address(text: str) -> tuple[str, int]:

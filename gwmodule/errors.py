@@ -23,7 +23,7 @@ import enum
 
 
 class Code(enum.IntEnum):
-    """Why a link, a channel or a call ended. One number space for all of them (docs/protocol.md)."""
+    """Why a link, a channel or a call ended. One number space (docs/protocol.md)."""
 
     OK = 0
     # links and sessions

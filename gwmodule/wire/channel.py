@@ -1,0 +1,159 @@
+r"""The life of a channel as a table; credit and queues are no states and stay out of it.
+
+          open()                                   OPEN received
+             |                                          |
+          OPENING --ACCEPT--> OPEN <---accept()--- OFFERED
+             |               /    \
+           REFUSE      EOF sent    EOF received
+             |             /          \
+             |  HALF_CLOSED_LOCAL  HALF_CLOSED_REMOTE
+             |             \          /
+             +-----------> CLOSED <--+---- RESET received (answered by a RESET)
+                             ^
+                  RESETTING -+-- our RESET is answered, or crossed the peer's end
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+
+from gwmodule.errors import ChannelStateError
+from gwmodule.wire.credit import ReceiveWindow, SendWindow
+from gwmodule.wire.frames import Priority
+
+
+class State(enum.Enum):
+    OPENING = enum.auto()
+    OFFERED = enum.auto()
+    OPEN = enum.auto()
+    HALF_CLOSED_LOCAL = enum.auto()
+    HALF_CLOSED_REMOTE = enum.auto()
+    RESETTING = enum.auto()
+    # Our EOF went out before our RESET: the peer may have closed on its own EOF and never answer.
+    RESETTING_AFTER_EOF = enum.auto()
+    CLOSED = enum.auto()
+
+
+class Input(enum.Enum):
+    ACCEPT_SENT = enum.auto()
+    ACCEPT_RECEIVED = enum.auto()
+    REFUSE_SENT = enum.auto()
+    REFUSE_RECEIVED = enum.auto()
+    DATA_RECEIVED = enum.auto()
+    EOF_SENT = enum.auto()
+    EOF_RECEIVED = enum.auto()
+    RESET_SENT = enum.auto()
+    RESET_RECEIVED = enum.auto()
+
+
+TRANSITIONS: dict[State, dict[Input, State]] = {
+    State.OPENING: {
+        Input.ACCEPT_RECEIVED: State.OPEN,
+        Input.REFUSE_RECEIVED: State.CLOSED,
+        Input.RESET_SENT: State.RESETTING,
+        Input.RESET_RECEIVED: State.CLOSED,
+    },
+    State.OFFERED: {
+        Input.ACCEPT_SENT: State.OPEN,
+        Input.REFUSE_SENT: State.CLOSED,
+        Input.RESET_RECEIVED: State.CLOSED,
+    },
+    State.OPEN: {
+        Input.DATA_RECEIVED: State.OPEN,
+        Input.EOF_SENT: State.HALF_CLOSED_LOCAL,
+        Input.EOF_RECEIVED: State.HALF_CLOSED_REMOTE,
+        Input.RESET_SENT: State.RESETTING,
+        Input.RESET_RECEIVED: State.CLOSED,
+    },
+    State.HALF_CLOSED_LOCAL: {
+        Input.DATA_RECEIVED: State.HALF_CLOSED_LOCAL,
+        Input.EOF_RECEIVED: State.CLOSED,
+        Input.RESET_SENT: State.RESETTING_AFTER_EOF,
+        Input.RESET_RECEIVED: State.CLOSED,
+    },
+    State.HALF_CLOSED_REMOTE: {
+        Input.EOF_SENT: State.CLOSED,
+        Input.RESET_SENT: State.RESETTING,
+        Input.RESET_RECEIVED: State.CLOSED,
+    },
+    State.RESETTING: {
+        Input.ACCEPT_RECEIVED: State.RESETTING,
+        Input.REFUSE_RECEIVED: State.CLOSED,
+        Input.DATA_RECEIVED: State.RESETTING,
+        Input.EOF_RECEIVED: State.RESETTING,
+        Input.RESET_RECEIVED: State.CLOSED,
+    },
+    State.RESETTING_AFTER_EOF: {
+        Input.DATA_RECEIVED: State.RESETTING_AFTER_EOF,
+        Input.EOF_RECEIVED: State.CLOSED,
+        Input.RESET_RECEIVED: State.CLOSED,
+    },
+    State.CLOSED: {},
+}
+RESETTING = (State.RESETTING, State.RESETTING_AFTER_EOF)
+SENDING = (State.OPEN, State.HALF_CLOSED_REMOTE)
+
+
+class Channel:
+    """State, credit and send queue of one channel."""
+
+    __slots__ = (
+        "eof_queued",
+        "number",
+        "priority",
+        "queue",
+        "queued",
+        "receive_window",
+        "send_window",
+        "state",
+        "was_full",
+    )
+
+    def __init__(self, number: int, state: State, priority: Priority, window: int) -> None:
+        self.number = number
+        self.state = state
+        self.priority = priority
+        self.receive_window = ReceiveWindow(window)
+        self.send_window = SendWindow()
+        # One entry a `send`: chunks keep their boundaries, amtterm loses what is glued together.
+        self.queue: deque[bytes] = deque()
+        self.queued = 0
+        self.eof_queued = False
+        self.was_full = False
+
+    def advance(self, event: Input) -> None:
+        """Follow the table; a missing pair is the peer's error (ours are checked first)."""
+        state = TRANSITIONS[self.state].get(event)
+        if state is None:
+            raise ChannelStateError(
+                f"{event.name} on channel {self.number}, which is {self.state.name}"
+            )
+        self.state = state
+
+    @property
+    def sendable(self) -> bool:
+        """Something may leave now: data under credit, or the EOF behind the last byte."""
+        if self.state not in SENDING:
+            return False
+        if self.queue:
+            return self.send_window.available > 0
+        return self.eof_queued
+
+    def take(self, size: int) -> bytes:
+        """Up to `size` bytes of the oldest chunk, within credit."""
+        chunk = self.queue[0]
+        size = min(size, self.send_window.available)
+        if len(chunk) > size:
+            self.queue[0] = chunk[size:]
+            chunk = chunk[:size]
+        else:
+            self.queue.popleft()
+        self.queued -= len(chunk)
+        self.send_window.sent += len(chunk)
+        return chunk
+
+    def drop_queue(self) -> None:
+        self.queue.clear()
+        self.queued = 0
+        self.eof_queued = False

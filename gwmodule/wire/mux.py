@@ -1,0 +1,599 @@
+"""One session: channels, control messages, credit, priorities and replay over a chain of links.
+
+What leaves, and in which order, is decided at the last moment, when `data_to_send` is asked:
+
+    1. link frames      PONG, PING, ACK, CREDIT, GOAWAY: not counted, lost with their link
+    2. replay           after a resume, what the peer has not received
+    3. control          OPEN, ACCEPT, REFUSE, RESET, then messages under the credit of channel 0
+    4. interactive      round robin
+    5. bulk             round robin; while it waits it still gets one byte in `bulk_share`
+
+Frames of 2 to 5 are counted and kept for replay when they leave. A session ends by `abandon`; its
+owner then makes a new Mux. There is no way to merge an old session's state into a new one.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections import deque
+from typing import assert_never
+
+from gwmodule.config import LivenessConfig, MuxConfig
+from gwmodule.errors import (
+    ChannelStateError,
+    Code,
+    FrameLayoutError,
+    LocalProtocolError,
+    RemoteProtocolError,
+)
+from gwmodule.wire import codec
+from gwmodule.wire.channel import RESETTING, SENDING, Channel, Input, State
+from gwmodule.wire.codec import Decoder, Frame
+from gwmodule.wire.credit import MemoryPool, ReceiveWindow, SendWindow
+from gwmodule.wire.events import (
+    ChannelAccepted,
+    ChannelEnded,
+    ChannelOpened,
+    ChannelWritable,
+    DataReceived,
+    EofReceived,
+    Event,
+    LinkDead,
+    MessageReceived,
+    PeerGoingAway,
+    RoundTrip,
+    SessionReset,
+)
+from gwmodule.wire.frames import (
+    CONTROL_CHANNEL,
+    HEADER_SIZE,
+    MAX_CHANNEL,
+    MAX_PAYLOAD,
+    MESSAGES,
+    UNSEQUENCED,
+    FrameType,
+    Priority,
+)
+from gwmodule.wire.messages import GoAway, Message, Target
+from gwmodule.wire.resumption import ReplayBuffer
+
+# An ACK of its own after this much; PING, PONG and CREDIT carry the count anyway.
+ACK_FRAMES = 64
+ACK_BYTES = 128 * 1024
+# Answers that a peer may make us queue by flooding OPENs without reading the REFUSEs.
+MAX_ANSWERS = 1024
+# What `room` allows to wait in a channel's send queue.
+SEND_QUEUE = {Priority.INTERACTIVE: 16384, Priority.BULK: 262144}
+
+
+class Side(enum.IntEnum):
+    """The MSP opens even channel numbers, the gateway odd ones."""
+
+    MSP = 0
+    GATEWAY = 1
+
+
+class Mux:
+    def __init__(
+        self, side: Side, config: MuxConfig, liveness: LivenessConfig, rng: random.Random
+    ) -> None:
+        self._side = side
+        self._config = config
+        self._liveness = liveness
+        self._rng = rng
+        self._decoder = Decoder()
+        self._events: deque[Event] = deque()
+        self._channels: dict[int, Channel] = {}
+        self._pool = MemoryPool(config.memory)
+        self._pool.reserve(config.control_window)
+        self._control_in = ReceiveWindow(config.control_window)
+        self._control_out = SendWindow()
+        # Output, in the order of the module docstring.
+        self._link_frames: deque[bytes] = deque()
+        self._credits: dict[int, int] = {}
+        self._pong: int | None = None
+        self._replaying: deque[bytes] = deque()
+        self._answers: deque[bytes] = deque()
+        self._messages: deque[bytes] = deque()
+        self._ready: dict[Priority, deque[int]] = {p: deque() for p in SEND_QUEUE}
+        self._bulk_owed = 0
+        # The largest DATA payload of bulk; pacing lowers it so that a keystroke waits less.
+        self.bulk_chunk = MAX_PAYLOAD
+        self._replay = ReplayBuffer()
+        self._received = 0
+        self._ack_frames = 0
+        self._ack_bytes = 0
+        self._next_number = 2 - side
+        # Channel numbers that ended here, and the count at which the peer knows it.
+        self._cooling: deque[tuple[int, int]] = deque()
+        self._attached = False
+        self._last_received = 0.0
+        self._ping_at: float | None = None
+        self._ping_cookie = 0
+        self._pings: dict[int, float] = {}
+        self.rtt = 0.0
+
+    # ---- links --------------------------------------------------------------------------------
+
+    @property
+    def received(self) -> int:
+        """Sequenced frames received: goes into the greeting."""
+        return self._received
+
+    @property
+    def control_limit(self) -> int:
+        """What the peer may send on channel 0 in all: goes into the greeting."""
+        return self._control_in.limit
+
+    @property
+    def attached(self) -> bool:
+        return self._attached
+
+    def attach(self, received: int, control_limit: int, now: float) -> None:
+        """A link is up and both sides agreed on this session; send again what was lost.
+
+        RemoteProtocolError when the peer's count is impossible.
+        """
+        self._replaying = deque(self._replay.resume(received))
+        self._decoder = Decoder()
+        self._control_out.raise_to(control_limit)
+        self._credits = {
+            number: channel.receive_window.limit
+            for number, channel in self._channels.items()
+            if channel.state not in RESETTING
+        }
+        self._attached = True
+        self._last_received = now
+        if self._side is Side.GATEWAY:
+            # Ten thousand gateways that came back together must not ping in step.
+            self._ping_at = now + self._liveness.interval * self._rng.random()
+
+    def detach(self) -> None:
+        """The link is gone. Half a frame died with it, and so did everything not sequenced."""
+        self._attached = False
+        self._decoder = Decoder()
+        self._link_frames.clear()
+        self._credits.clear()
+        self._pong = None
+        self._replaying.clear()
+        self._pings.clear()
+        self._ping_at = None
+
+    def abandon(self, code: Code, reason: str) -> None:
+        """The peer has no such session any more: every channel ends with this code and reason."""
+        self.detach()
+        for channel in list(self._channels.values()):
+            if channel.state not in RESETTING:
+                self._events.append(ChannelEnded(channel.number, code, reason))
+            channel.drop_queue()
+        self._channels.clear()
+        self._messages.clear()
+        self._answers.clear()
+        self._events.append(SessionReset())
+
+    # ---- the five verbs -----------------------------------------------------------------------
+
+    def receive_data(self, data: bytes, now: float) -> None:
+        """Feed what the link received; RemoteProtocolError means: goaway, then drop the link."""
+        self._decoder.receive(data)
+        while (frame := self._decoder.next_frame()) is not None:
+            self._last_received = now
+            if frame.type in UNSEQUENCED:
+                self._on_link_frame(frame, now)
+            else:
+                self._received += 1
+                self._ack_frames += 1
+                self._ack_bytes += len(frame.payload)
+                self._on_sequenced(frame)
+
+    def next_event(self) -> Event | None:
+        return self._events.popleft() if self._events else None
+
+    def data_to_send(self, budget: int) -> bytes:
+        """About `budget` bytes of whole frames, at least one frame if there is any."""
+        if not self._attached:
+            return b""
+        frames: list[bytes] = []
+        size = 0
+        while size < budget:
+            frame = self._next_frame()
+            if frame is None:
+                break
+            frames.append(frame)
+            size += len(frame)
+        return b"".join(frames)
+
+    def next_timeout(self) -> float | None:
+        """When `handle_timeout` wants to be called next, in the loop's time."""
+        if not self._attached:
+            return None
+        deadline = self._last_received + self._liveness.timeout
+        return deadline if self._ping_at is None else min(deadline, self._ping_at)
+
+    def handle_timeout(self, now: float) -> None:
+        if not self._attached:
+            return
+        silent = now - self._last_received
+        if silent >= self._liveness.timeout:
+            self._events.append(LinkDead(silent))
+            self.detach()
+        elif self._ping_at is not None and now >= self._ping_at:
+            self._ping_at = now + self._liveness.interval
+            self._ping_cookie = (self._ping_cookie + 1) & 0xFFFFFFFF
+            self._pings[self._ping_cookie] = now
+            self._link_frames.append(codec.build_ping(self._ping_cookie, self._received, self.rtt))
+            self._acknowledged()
+
+    # ---- the application's side ---------------------------------------------------------------
+
+    def open(self, target: Target, priority: Priority) -> int:
+        """Ask the peer for a channel; ChannelAccepted or ChannelEnded follows."""
+        window = self._window_for(priority)
+        if len(self._channels) >= self._config.max_channels or not self._pool.reserve(window):
+            raise ChannelStateError(
+                f"{len(self._channels)} channels with windows of {self._pool.reserved} bytes are open"
+            )
+        number = self._free_number()
+        channel = Channel(number, State.OPENING, priority, window)
+        self._channels[number] = channel
+        payload = codec.build_open(priority, window, target)
+        self._answers.append(codec.build_frame(FrameType.OPEN, number, payload))
+        return number
+
+    def accept(self, number: int) -> None:
+        """Answer ChannelOpened; without effect when the peer has reset it meanwhile."""
+        channel = self._channels.get(number)
+        if channel is None or channel.state is not State.OFFERED:
+            return
+        channel.advance(Input.ACCEPT_SENT)
+        payload = codec.build_accept(channel.receive_window.limit)
+        self._answers.append(codec.build_frame(FrameType.ACCEPT, number, payload))
+
+    def refuse(self, number: int, code: Code, reason: str) -> None:
+        channel = self._channels.get(number)
+        if channel is None or channel.state is not State.OFFERED:
+            return
+        channel.advance(Input.REFUSE_SENT)
+        self._answer_end(FrameType.REFUSE, number, code, reason)
+        self._close(channel)
+
+    def send(self, number: int, data: bytes) -> None:
+        """Queue one chunk. Chunks are never merged; look at `room` before sending more."""
+        channel = self._sending(number)
+        if not data:
+            return
+        channel.queue.append(data)
+        channel.queued += len(data)
+        channel.was_full |= channel.queued >= SEND_QUEUE[channel.priority]
+        self._make_ready(channel)
+
+    def send_eof(self, number: int) -> None:
+        channel = self._sending(number)
+        channel.eof_queued = True
+        self._make_ready(channel)
+
+    def reset(self, number: int, code: Code, reason: str) -> None:
+        """End a channel now; what is queued is dropped. Without effect on an ended channel."""
+        channel = self._channels.get(number)
+        if channel is None or channel.state in RESETTING:
+            return
+        if channel.state is State.OFFERED:
+            self.refuse(number, code, reason)
+            return
+        channel.advance(Input.RESET_SENT)
+        channel.drop_queue()
+        self._credits.pop(number, None)
+        self._answer_end(FrameType.RESET, number, code, reason)
+
+    def consume(self, number: int, size: int, now: float) -> None:
+        """Give back `size` bytes of a DataReceived; the peer may send as much again."""
+        channel = self._channels.get(number)
+        if channel is None or channel.state in RESETTING:
+            return
+        window = channel.receive_window
+        limit = window.consume(size)
+        if limit is None or channel.state is State.HALF_CLOSED_REMOTE:
+            return
+        if channel.priority is Priority.BULK and window.wants_growth(now, self.rtt):
+            extra = min(window.size, self._config.bulk_window_cap - window.size)
+            if extra > 0 and self._pool.reserve(extra):
+                limit = window.grow(window.size + extra)
+        self._credits[number] = limit
+
+    def send_message(self, message: Message) -> None:
+        """Queue a control message; FrameSizeError when it does not fit into one frame."""
+        self._messages.append(codec.build_message(message))
+
+    def go_away(self, goaway: GoAway) -> None:
+        self._link_frames.append(codec.build_goaway(goaway))
+
+    def room(self, number: int) -> int:
+        """Bytes that may be queued on a channel before its source should pause."""
+        channel = self._channels.get(number)
+        if channel is None or channel.state not in SENDING:
+            return 0
+        return SEND_QUEUE[channel.priority] - channel.queued
+
+    def set_priority(self, number: int, priority: Priority) -> None:
+        """Reclassify what we send on this channel; the peer decides for its own direction."""
+        channel = self._channels.get(number)
+        if channel is not None:
+            channel.priority = priority
+            self._make_ready(channel)
+
+    def has_interactive_and_bulk(self) -> bool:
+        """Both classes share the line: the sender must pace itself."""
+        open_classes = {channel.priority for channel in self._channels.values()}
+        return {Priority.INTERACTIVE, Priority.BULK} <= open_classes
+
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes kept for replay."""
+        return self._replay.size
+
+    @property
+    def channels(self) -> int:
+        return len(self._channels)
+
+    @property
+    def queued_messages(self) -> int:
+        return len(self._messages)
+
+    # ---- output -------------------------------------------------------------------------------
+
+    def _next_frame(self) -> bytes | None:
+        if self._link_frames:
+            return self._link_frames.popleft()
+        if self._pong is not None:
+            cookie, self._pong = self._pong, None
+            self._acknowledged()
+            return codec.build_pong(cookie, self._received)
+        if self._credits:
+            number, limit = self._credits.popitem()
+            self._acknowledged()
+            return codec.build_credit(number, limit, self._received)
+        if self._ack_frames >= ACK_FRAMES or self._ack_bytes >= ACK_BYTES:
+            self._acknowledged()
+            return codec.build_ack(self._received)
+        if self._replaying:
+            return self._replaying.popleft()
+        return self._next_sequenced()
+
+    def _next_sequenced(self) -> bytes | None:
+        # The peer holds us to its windows, and so this bound only bites when it never acknowledges.
+        if self._replay.size >= self._config.memory:
+            return None
+        if self._answers:
+            return self._sequence(self._answers.popleft())
+        bulk_waits = self._next_ready(Priority.BULK) is not None
+        owed = bulk_waits and self._bulk_owed >= self.bulk_chunk * (self._config.bulk_share - 1)
+        if not owed:
+            frame = self._next_message() or self._next_data(Priority.INTERACTIVE)
+            if frame is not None:
+                self._bulk_owed = self._bulk_owed + len(frame) if bulk_waits else 0
+                return self._sequence(frame)
+        self._bulk_owed = 0
+        frame = self._next_data(Priority.BULK)
+        return None if frame is None else self._sequence(frame)
+
+    def _next_message(self) -> bytes | None:
+        if not self._messages:
+            return None
+        size = len(self._messages[0]) - HEADER_SIZE
+        if size > self._control_out.available:
+            return None
+        self._control_out.sent += size
+        return self._messages.popleft()
+
+    def _next_ready(self, priority: Priority) -> Channel | None:
+        """The channel whose turn it is; entries that went stale are dropped on the way."""
+        ready = self._ready[priority]
+        while ready:
+            channel = self._channels.get(ready[0])
+            if channel is not None and channel.priority is priority and channel.sendable:
+                return channel
+            ready.popleft()
+        return None
+
+    def _next_data(self, priority: Priority) -> bytes | None:
+        channel = self._next_ready(priority)
+        if channel is None:
+            return None
+        ready = self._ready[priority]
+        ready.popleft()
+        if not channel.queue:
+            channel.eof_queued = False
+            channel.advance(Input.EOF_SENT)
+            frame = codec.build_frame(FrameType.EOF, channel.number, b"")
+            if channel.state is State.CLOSED:
+                self._close(channel, ahead=1)
+            return frame
+        chunk = self.bulk_chunk if priority is Priority.BULK else MAX_PAYLOAD
+        data = channel.take(chunk)
+        if channel.was_full and channel.queued < SEND_QUEUE[priority] // 2:
+            channel.was_full = False
+            self._events.append(ChannelWritable(channel.number))
+        if channel.sendable:
+            ready.append(channel.number)
+        return codec.build_frame(FrameType.DATA, channel.number, data)
+
+    def _sequence(self, frame: bytes) -> bytes:
+        self._replay.append(frame)
+        return frame
+
+    def _make_ready(self, channel: Channel) -> None:
+        ready = self._ready[channel.priority]
+        if channel.sendable and channel.number not in ready:
+            ready.append(channel.number)
+
+    def _answer_end(self, frame_type: FrameType, number: int, code: Code, reason: str) -> None:
+        payload = codec.build_end(frame_type, code, reason)
+        self._answers.append(codec.build_frame(frame_type, number, payload))
+
+    def _acknowledged(self) -> None:
+        self._ack_frames = self._ack_bytes = 0
+
+    # ---- input --------------------------------------------------------------------------------
+
+    def _on_link_frame(self, frame: Frame, now: float) -> None:
+        match frame.type:
+            case FrameType.CREDIT:
+                limit, received = codec.parse_credit(frame.payload)
+                self._replay.acknowledge(received)
+                self._on_credit(frame.channel, limit)
+            case FrameType.ACK:
+                self._replay.acknowledge(codec.parse_ack(frame.payload))
+            case FrameType.PING:
+                if self._side is Side.GATEWAY:
+                    raise FrameLayoutError("PING from the MSP")
+                self._pong, received, self.rtt = codec.parse_ping(frame.payload)
+                self._replay.acknowledge(received)
+            case FrameType.PONG:
+                cookie, received = codec.parse_pong(frame.payload)
+                self._replay.acknowledge(received)
+                sent = self._pings.get(cookie)
+                if sent is None:
+                    raise RemoteProtocolError(f"PONG {cookie} answers no PING")
+                # A slow peer answers only the newest of several PINGs.
+                self._pings = {c: at for c, at in self._pings.items() if at > sent}
+                self.rtt = now - sent
+                self._events.append(RoundTrip(self.rtt))
+            case FrameType.GOAWAY:
+                self._events.append(PeerGoingAway(codec.parse_goaway(frame.payload)))
+            case _:
+                raise FrameLayoutError(f"second {frame.type.name} on a link")
+
+    def _on_credit(self, number: int, limit: int) -> None:
+        if number == CONTROL_CHANNEL:
+            self._control_out.raise_to(limit)
+            return
+        # A credit for a channel that just ended crossed its end; it means nothing any more.
+        channel = self._channels.get(number)
+        if channel is not None and channel.send_window.raise_to(limit):
+            self._make_ready(channel)
+
+    def _on_sequenced(self, frame: Frame) -> None:
+        if frame.type in MESSAGES:
+            self._on_message(frame)
+            return
+        if frame.channel == CONTROL_CHANNEL:
+            raise ChannelStateError(f"{frame.type.name} on channel 0")
+        if frame.type is FrameType.OPEN:
+            self._on_open(frame)
+            return
+        channel = self._channels.get(frame.channel)
+        if channel is None:
+            # Our end and the peer's RESET crossed each other: nobody needs an answer.
+            if frame.type is FrameType.RESET:
+                codec.parse_end(FrameType.RESET, frame.payload)
+                return
+            raise ChannelStateError(f"{frame.type.name} on channel {frame.channel}, never opened")
+        match frame.type:
+            case FrameType.DATA:
+                self._on_data(channel, frame.payload)
+            case FrameType.EOF:
+                self._on_eof(channel, frame.payload)
+            case FrameType.ACCEPT:
+                channel.advance(Input.ACCEPT_RECEIVED)
+                limit = codec.parse_accept(frame.payload)
+                if channel.state is State.OPEN:
+                    channel.send_window.raise_to(limit)
+                    self._events.append(ChannelAccepted(channel.number))
+            case FrameType.REFUSE:
+                self._on_end(channel, frame, Input.REFUSE_RECEIVED)
+            case FrameType.RESET:
+                self._on_end(channel, frame, Input.RESET_RECEIVED)
+            case _:
+                assert_never(frame.type)  # type: ignore[arg-type]  # the rest is handled above
+
+    def _on_message(self, frame: Frame) -> None:
+        if frame.channel != CONTROL_CHANNEL:
+            raise ChannelStateError(f"{frame.type.name} on channel {frame.channel}")
+        size = len(frame.payload)
+        self._control_in.receive(size)
+        self._events.append(MessageReceived(codec.parse_message(frame.type, frame.payload)))
+        # Messages are handled in the loop turn that received them, so they are consumed at once.
+        limit = self._control_in.consume(size)
+        if limit is not None:
+            self._credits[CONTROL_CHANNEL] = limit
+
+    def _on_open(self, frame: Frame) -> None:
+        number = frame.channel
+        priority, limit, target = codec.parse_open(frame.payload)
+        if number % 2 == self._side % 2 or number in self._channels:
+            raise ChannelStateError(f"OPEN of channel {number}, which is not the peer's to open")
+        window = self._window_for(priority)
+        if len(self._channels) >= self._config.max_channels or not self._pool.reserve(window):
+            if len(self._answers) >= MAX_ANSWERS:
+                raise RemoteProtocolError(f"{MAX_ANSWERS} OPENs without reading the answers")
+            reason = f"{len(self._channels)} channels are open"
+            self._answer_end(FrameType.REFUSE, number, Code.LIMIT, reason)
+            return
+        channel = Channel(number, State.OFFERED, priority, window)
+        channel.send_window.raise_to(limit)
+        self._channels[number] = channel
+        self._events.append(ChannelOpened(number, priority, target))
+
+    def _on_data(self, channel: Channel, data: bytes) -> None:
+        channel.advance(Input.DATA_RECEIVED)
+        channel.receive_window.receive(len(data))
+        if channel.state not in RESETTING:
+            self._events.append(DataReceived(channel.number, data))
+
+    def _on_eof(self, channel: Channel, payload: bytes) -> None:
+        if payload:
+            raise FrameLayoutError(f"EOF of {len(payload)} bytes, expected none")
+        was_resetting = channel.state in RESETTING
+        channel.advance(Input.EOF_RECEIVED)
+        if not was_resetting:
+            self._events.append(EofReceived(channel.number))
+        if channel.state is State.CLOSED:
+            self._close(channel)
+
+    def _on_end(self, channel: Channel, frame: Frame, event: Input) -> None:
+        was_resetting = channel.state in RESETTING
+        channel.advance(event)
+        code, reason = codec.parse_end(frame.type, frame.payload)
+        if not was_resetting:
+            self._events.append(ChannelEnded(channel.number, code, reason))
+            if event is Input.RESET_RECEIVED:
+                self._answer_end(FrameType.RESET, channel.number, Code.OK, "")
+        self._close(channel)
+
+    # ---- channel numbers ----------------------------------------------------------------------
+
+    def _window_for(self, priority: Priority) -> int:
+        if priority is Priority.BULK:
+            return self._config.bulk_window
+        return self._config.interactive_window
+
+    def _sending(self, number: int) -> Channel:
+        channel = self._channels.get(number)
+        if channel is None or channel.state not in SENDING or channel.eof_queued:
+            state = "ended" if channel is None else channel.state.name
+            raise LocalProtocolError(f"send on channel {number}, which is {state}")
+        return channel
+
+    def _close(self, channel: Channel, ahead: int = 0) -> None:
+        """Forget a channel. `ahead`: frames of it that are about to be counted as sent."""
+        del self._channels[channel.number]
+        self._credits.pop(channel.number, None)
+        self._pool.release(channel.receive_window.size)
+        if channel.number % 2 == self._side % 2:
+            # Answers still queued (a RESET) leave before anything that is opened later, and the
+            # peer's credits for the old channel come before its acknowledgement of them.
+            known_at = self._replay.sent + len(self._answers) + ahead
+            self._cooling.append((channel.number, known_at))
+
+    def _free_number(self) -> int:
+        """The next number whose last use both sides have acknowledged to be over."""
+        while self._cooling and self._cooling[0][1] <= self._replay.acknowledged:
+            self._cooling.popleft()
+        cooling = {number for number, _ in self._cooling}
+        for _ in range(MAX_CHANNEL // 2):
+            number = self._next_number
+            self._next_number = number + 2 if number + 2 <= MAX_CHANNEL else 2 - self._side
+            if number not in self._channels and number not in cooling:
+                return number
+        raise ChannelStateError("all channel numbers are in use")
