@@ -109,7 +109,6 @@ class Greeting:
     boot_id: bytes
     token: bytes = field(repr=False)
     received: int
-    control_limit: int
     timeout: float
     clock_trusted: bool
     deployment: str
@@ -126,7 +125,6 @@ class Welcome:
     resumed: bool
     token: bytes = field(repr=False)
     received: int
-    control_limit: int
     wait: int
     observed_address: str
     observed_port: int

@@ -122,27 +122,24 @@ class Mux:
         return self._received
 
     @property
-    def control_limit(self) -> int:
-        """What the peer may send on channel 0 in all: goes into the greeting."""
-        return self._control_in.limit
-
-    @property
     def attached(self) -> bool:
         return self._attached
 
-    def attach(self, received: int, control_limit: int, now: float) -> None:
-        """A link is up and both sides agreed on this session; send again what was lost.
+    def attach(self, received: int, now: float) -> None:
+        """A link is up, both sides agreed on this session; `received` is the peer's count.
 
         RemoteProtocolError when the peer's count is impossible.
         """
         self._replaying = deque(self._replay.resume(received))
         self._decoder = Decoder()
-        self._control_out.raise_to(control_limit)
+        # Credits are lost with a link, so all limits are said again; that of channel 0 also
+        # starts a fresh session.
         self._credits = {
             number: channel.receive_window.limit
             for number, channel in self._channels.items()
             if channel.state not in RESETTING
         }
+        self._credits[CONTROL_CHANNEL] = self._control_in.limit
         self._attached = True
         self._last_received = now
         if self._side is Side.GATEWAY:
@@ -232,7 +229,7 @@ class Mux:
         window = self._window_for(priority)
         if len(self._channels) >= self._config.max_channels or not self._pool.reserve(window):
             raise ChannelStateError(
-                f"{len(self._channels)} channels with windows of {self._pool.reserved} bytes are open"
+                f"{len(self._channels)} channels are open, windows of {self._pool.reserved} bytes"
             )
         number = self._free_number()
         channel = Channel(number, State.OPENING, priority, window)

@@ -1,0 +1,317 @@
+"""One TCP connection with TLS, driving a sans-I/O machine: feed, deliver, write, re-arm.
+
+The socket is watched directly rather than through an asyncio transport, because a transport sends
+until the kernel's buffer is full, and what lies there cannot be overtaken. Here nothing is pulled
+out of the machine while more than `notsent_lowat` bytes wait in the kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import socket
+import struct
+from collections.abc import Callable
+from typing import Protocol
+
+from gwmodule.errors import GatewayError, LinkLost, RemoteProtocolError
+from gwmodule.uplink.tls import PeerIdentity, TlsEngine
+from gwmodule.wire.codec import build_goaway
+from gwmodule.wire.messages import GoAway
+
+_READ = 65536
+_SIOCOUTQNSD = 0x894B  # linux/sockios.h: bytes in the send queue that were never sent
+_TCP_NOTSENT_LOWAT = 25  # linux/tcp.h; socket.TCP_NOTSENT_LOWAT is missing before 3.12
+# With bulk alone on the line this keeps a fast path busy between two wake-ups.
+NOTSENT_LOWAT = 128 * 1024
+# Some kernels forgot to wake a writer at a low mark (fixed in Linux 4.6): look again by ourselves.
+_STALL_CHECK = 0.2
+# At most this is taken out of the machine at once, so that a keystroke never waits for more.
+_BUDGET = 64 * 1024
+# Seconds that a closed socket waits for the peer to read our last words.
+_LINGER = 1.0
+
+
+class Machine(Protocol):
+    def receive_data(self, data: bytes, now: float) -> None: ...
+    def data_to_send(self, budget: int) -> bytes: ...
+    def next_timeout(self) -> float | None: ...
+    def handle_timeout(self, now: float) -> None: ...
+
+
+class Owner(Protocol):
+    def link_ready(self, link: Link) -> None:
+        """TLS is up; `link.identity` is who the peer is."""
+
+    def link_progress(self, link: Link) -> None:
+        """The machine may have events."""
+
+    def link_lost(self, link: Link, reason: GatewayError) -> None:
+        """Called once, when the socket is closed already."""
+
+
+class Link:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        tls: TlsEngine | None,
+        owner: Owner,
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._tls = tls
+        self._owner = owner
+        self.machine: Machine | None = None
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self._pending = b""
+        self._writer_armed = False
+        self._flush_scheduled = False
+        self._closed = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
+        self.notsent_lowat = NOTSENT_LOWAT
+        self.budget = _BUDGET
+
+    # ---- life ---------------------------------------------------------------------------------
+
+    def start(self, user_timeout: float) -> None:
+        """Begin; `user_timeout` seconds without an acknowledged byte end the connection."""
+        self._sock.setblocking(False)
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout * 1000))
+        self._set_lowat()
+        self._loop.add_reader(self._fd, self._on_readable)
+        if self._tls is None:
+            self._loop.call_soon(self._ready)
+        else:
+            self._guard(self._advance_handshake)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def identity(self) -> PeerIdentity:
+        """Who the peer is; without TLS nobody in particular."""
+        return PeerIdentity("", "") if self._tls is None else self._tls.peer_identity()
+
+    @property
+    def peer(self) -> tuple[str, int]:
+        """Address and port of the peer; ("", 0) when the socket is gone."""
+        try:
+            host, port = self._sock.getpeername()[:2]
+        except OSError:
+            return "", 0
+        return str(host).removeprefix("::ffff:"), int(port)
+
+    def close(self, goaway: GoAway | None = None, reason: GatewayError | None = None) -> None:
+        """Send what is pulled already, a last GOAWAY and the TLS close; then the socket ends."""
+        if self._closed:
+            return
+        with contextlib.suppress(GatewayError, OSError):
+            if goaway is not None:
+                self.write(build_goaway(goaway))
+            if self._tls is not None and self._tls.ready:
+                self._tls.close_notify()
+                self._pending += self._tls.data_to_send()
+            self._send_pending()
+            self._sock.shutdown(socket.SHUT_WR)
+        self._lose(reason or LinkLost("closed by us"), linger=True)
+
+    def abort(self, reason: GatewayError) -> None:
+        self._lose(reason)
+
+    # ---- output -------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Bytes that come before anything the machine has to say (first frames, GOAWAY)."""
+        self._encrypt(data)
+        self._guard(self._drain)
+
+    def flush(self) -> None:
+        """Write what the machine has, as far as the kernel should hold it; re-arm the timer."""
+        self._flush_scheduled = False
+        if not self._closed:
+            self._guard(self._drain)
+            self._arm_timer()
+
+    def flush_soon(self) -> None:
+        """Flush once at the end of this loop turn: one write, one TLS record."""
+        if not self._flush_scheduled and not self._closed:
+            self._flush_scheduled = True
+            self._loop.call_soon(self.flush)
+
+    def set_notsent_lowat(self, size: int) -> None:
+        if size != self.notsent_lowat:
+            self.notsent_lowat = size
+            self._set_lowat()
+
+    def _set_lowat(self) -> None:
+        self._sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, self.notsent_lowat)
+
+    def _drain(self) -> None:
+        while not self._closed:
+            if self._pending and not self._send_pending():
+                self._arm_writer()
+                return
+            if self._tls is not None and not self._tls.ready:
+                break
+            if self._unsent() >= self.notsent_lowat:
+                self._arm_writer()
+                return
+            data = b"" if self.machine is None else self.machine.data_to_send(self.budget)
+            if not data:
+                break
+            self._encrypt(data)
+        self._disarm_writer()
+
+    def _encrypt(self, data: bytes) -> None:
+        if self._tls is None:
+            self._pending += data
+        else:
+            self._tls.encrypt(data)
+            self._pending += self._tls.data_to_send()
+
+    def _send_pending(self) -> bool:
+        """Hand bytes to the kernel; True when all are gone."""
+        try:
+            sent = self._sock.send(self._pending)
+        except (BlockingIOError, InterruptedError):
+            return False
+        self.bytes_sent += sent
+        self._pending = self._pending[sent:]
+        return not self._pending
+
+    def _unsent(self) -> int:
+        (unsent,) = struct.unpack("i", fcntl.ioctl(self._fd, _SIOCOUTQNSD, b"\0\0\0\0"))
+        return int(unsent)
+
+    def _arm_writer(self) -> None:
+        if not self._writer_armed:
+            self._writer_armed = True
+            self._loop.add_writer(self._fd, self._on_writable)
+            self._stall = self._loop.call_later(_STALL_CHECK, self._on_stall)
+
+    def _disarm_writer(self) -> None:
+        if self._writer_armed:
+            self._writer_armed = False
+            self._loop.remove_writer(self._fd)
+            if self._stall is not None:
+                self._stall.cancel()
+                self._stall = None
+
+    def _on_writable(self) -> None:
+        self._guard(self._drain)
+        # Queues have fallen: their sources may go on.
+        self._progress()
+
+    def _on_stall(self) -> None:
+        self._stall = self._loop.call_later(_STALL_CHECK, self._on_stall)
+        self._on_writable()
+
+    # ---- input --------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        self._guard(self._read)
+
+    def _read(self) -> None:
+        try:
+            data = self._sock.recv(_READ)
+        except (BlockingIOError, InterruptedError):
+            return
+        if not data:
+            raise LinkLost("closed by the peer")
+        self.bytes_received += len(data)
+        if self._tls is not None:
+            was_ready = self._tls.ready
+            data = self._tls.receive(data)
+            self._pending += self._tls.data_to_send()
+            if self._tls.ready and not was_ready:
+                self._ready()
+        if data and self.machine is not None and not self._closed:
+            self.machine.receive_data(data, self._loop.time())
+        self._progress()
+
+    def _advance_handshake(self) -> None:
+        assert self._tls is not None  # noqa: S101 - only called with TLS
+        self._tls.handshake()
+        self._pending += self._tls.data_to_send()
+        self._drain()
+
+    def _ready(self) -> None:
+        if not self._closed:
+            self._owner.link_ready(self)
+            self.flush()
+
+    def _progress(self) -> None:
+        if not self._closed:
+            self._owner.link_progress(self)
+            self.flush()
+
+    # ---- time and end -------------------------------------------------------------------------
+
+    def _arm_timer(self) -> None:
+        when = None if self.machine is None else self.machine.next_timeout()
+        if self._timer is not None:
+            if when is not None and self._timer.when() <= when:
+                # Fires early at worst, and then arms itself again: cheaper than a new timer for
+                # each frame that moves the deadline.
+                return
+            self._timer.cancel()
+            self._timer = None
+        if when is not None and not self._closed:
+            self._timer = self._loop.call_at(when, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self.machine is not None and not self._closed:
+            self.machine.handle_timeout(self._loop.time())
+            self._progress()
+
+    def _guard(self, step: Callable[[], None]) -> None:
+        """Run one step; whatever ends the connection is translated here and nowhere else."""
+        try:
+            step()
+        except RemoteProtocolError as exc:
+            self.close(GoAway(exc.code, str(exc)[:200]), exc)
+        except LinkLost as exc:
+            self._lose(exc)
+        except OSError as exc:
+            self._lose(LinkLost(exc.strerror or str(exc)))
+
+    def _lose(self, reason: GatewayError, *, linger: bool = False) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._disarm_writer()
+        self._loop.remove_reader(self._fd)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._pending = b""
+        if linger:
+            # Closing over unread input sends a RST, which may destroy the GOAWAY on its way.
+            self._timer = self._loop.call_later(_LINGER, self._end_linger)
+            self._loop.add_reader(self._fd, self._discard)
+        else:
+            self._sock.close()
+        self._owner.link_lost(self, reason)
+
+    def _discard(self) -> None:
+        try:
+            if self._sock.recv(_READ):
+                return
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            pass
+        self._end_linger()
+
+    def _end_linger(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.remove_reader(self._fd)
+        self._sock.close()
