@@ -63,7 +63,7 @@ class Link:
         self._sock = sock
         self._fd = sock.fileno()
         self._tls = tls
-        self._owner = owner
+        self.owner = owner
         self.machine: Machine | None = None
         self.bytes_sent = 0
         self.bytes_received = 0
@@ -244,12 +244,12 @@ class Link:
 
     def _ready(self) -> None:
         if not self._closed:
-            self._owner.link_ready(self)
+            self.owner.link_ready(self)
             self.flush()
 
     def _progress(self) -> None:
         if not self._closed:
-            self._owner.link_progress(self)
+            self.owner.link_progress(self)
             self.flush()
 
     # ---- time and end -------------------------------------------------------------------------
@@ -298,7 +298,7 @@ class Link:
             self._loop.add_reader(self._fd, self._discard)
         else:
             self._sock.close()
-        self._owner.link_lost(self, reason)
+        self.owner.link_lost(self, reason)
 
     def _discard(self) -> None:
         try:

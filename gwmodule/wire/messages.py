@@ -42,7 +42,7 @@ class Notice:
 
 @dataclass(slots=True)
 class NoticeAck:
-    """Everything up to here is committed; `want_snapshot` answers a digest that differs."""
+    """The notice with this number is committed; `want_snapshot` answers a digest that differs."""
 
     sequence: int
     want_snapshot: bool = False

@@ -1,0 +1,492 @@
+"""The MSP's end of one gateway's session: calls and streams over whatever link is up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import secrets
+from collections import deque
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from typing import assert_never
+from uuid import UUID
+
+from gwmodule.config import LivenessConfig, MuxConfig
+from gwmodule.errors import (
+    ChannelReset,
+    ChannelStateError,
+    Code,
+    DeadlineExceeded,
+    GatewayError,
+    LinkLost,
+    RemoteProtocolError,
+)
+from gwmodule.telemetry import EventLog
+from gwmodule.uplink.link import Link
+from gwmodule.wire.events import (
+    ChannelAccepted,
+    ChannelEnded,
+    ChannelOpened,
+    ChannelWritable,
+    DataReceived,
+    EofReceived,
+    Event,
+    LinkDead,
+    MessageReceived,
+    PeerGoingAway,
+    RoundTrip,
+    SessionReset,
+)
+from gwmodule.wire.frames import TOKEN_SIZE, Priority, TlsMode
+from gwmodule.wire.messages import (
+    Call,
+    Cancel,
+    Credential,
+    GoAway,
+    Greeting,
+    Message,
+    Notice,
+    NoticeAck,
+    Progress,
+    Result,
+    ResultTarget,
+    StreamTarget,
+)
+from gwmodule.wire.mux import Mux, Side
+
+# The gateway answers a call at its deadline by itself; this much later it is not going to.
+_GRACE = 5.0
+# Largest result body: an event log of 390 records is 60 KiB as JSON.
+MAX_RESULT = 8 * 1024 * 1024
+
+
+class Stream:
+    """One raw channel to a port of a device; chunks come out as they came in."""
+
+    def __init__(self, session: Session, channel: int, priority: Priority) -> None:
+        self._session = session
+        self._channel = channel
+        self._priority = priority
+        self._incoming: deque[bytes] = deque()
+        self._eof = False
+        self._ended: ChannelReset | None = None
+        self._readable = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def priority(self) -> Priority:
+        return self._priority
+
+    @priority.setter
+    def priority(self, priority: Priority) -> None:
+        self._priority = priority
+        self._session.mux.set_priority(self._channel, priority)
+
+    async def read(self) -> bytes:
+        """The next chunk, b"" at the end; ChannelReset when the stream broke."""
+        while not self._incoming:
+            if self._ended is not None:
+                raise self._ended
+            if self._eof:
+                return b""
+            self._readable.clear()
+            await self._readable.wait()
+        data = self._incoming.popleft()
+        self._session.consumed(self._channel, len(data))
+        return data
+
+    def write(self, data: bytes) -> None:
+        """Queue one chunk; `drain` before the next. ChannelReset when the stream broke."""
+        if self._ended is not None:
+            raise self._ended
+        self._session.mux.send(self._channel, data)
+        self._session.flush_soon()
+
+    async def drain(self) -> None:
+        """Wait until the send queue has room; ChannelReset when the stream broke."""
+        while self._ended is None and self._session.mux.room(self._channel) <= 0:
+            self._writable.clear()
+            await self._writable.wait()
+        if self._ended is not None:
+            raise self._ended
+
+    def write_eof(self) -> None:
+        if self._ended is None:
+            self._session.mux.send_eof(self._channel)
+            self._session.flush_soon()
+
+    def reset(self, code: Code, reason: str) -> None:
+        """End it now. Without effect when it has ended already."""
+        self._session.reset_stream(self._channel, code, reason)
+        self.ended(ChannelReset(code, reason))
+
+    # What the session tells its stream:
+
+    def data_received(self, data: bytes) -> None:
+        self._incoming.append(data)
+        self._readable.set()
+
+    def eof_received(self) -> None:
+        self._eof = True
+        self._readable.set()
+
+    def accepted(self) -> None:
+        if not self._accepted.done():
+            self._accepted.set_result(None)
+
+    def room_made(self) -> None:
+        self._writable.set()
+
+    def ended(self, reason: ChannelReset) -> None:
+        """Wake every waiter; what has arrived can still be read."""
+        if self._ended is None:
+            self._ended = reason
+        if not self._accepted.done():
+            self._accepted.set_exception(reason)
+            # The opener may have been cancelled; then nobody fetches this.
+            self._accepted.exception()
+        self._readable.set()
+        self._writable.set()
+
+    async def opened(self) -> None:
+        await self._accepted
+
+
+class _PendingCall:
+    def __init__(self, on_progress: Callable[[Progress], None] | None) -> None:
+        self.result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.on_progress = on_progress
+        # A result that comes on a bulk channel of its own waits here for its body.
+        self.header: Result | None = None
+        self.body = bytearray()
+        self.complete = False
+
+
+class Session:
+    """Everything the MSP keeps for one gateway while its session lasts."""
+
+    def __init__(
+        self,
+        gateway: str,
+        greeting: Greeting,
+        mux_config: MuxConfig,
+        wait: float,
+        on_notices: Callable[[Session, list[Notice]], list[NoticeAck]],
+        on_down: Callable[[Session], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._log = EventLog("gwmodule.msp")
+        self.gateway = gateway
+        self.boot_id = greeting.boot_id
+        self.software = greeting.software
+        self.observed_address = ""
+        self.observed_port = 0
+        self.connected_at = 0.0
+        self.resumes = 0
+        timeout = min(max(greeting.timeout, 0.3), 600.0)
+        liveness = LivenessConfig(interval=timeout / 3, timeout=timeout)
+        # The jitter of pings only; they come from the gateway.
+        self.mux = Mux(Side.MSP, mux_config, liveness, random.Random())
+        self.token = bytes(TOKEN_SIZE)
+        self._wait = wait
+        self._on_notices = on_notices
+        self._on_down = on_down
+        self._link: Link | None = None
+        self._streams: dict[int, Stream] = {}
+        self._results: dict[int, int] = {}
+        self._calls: dict[int, _PendingCall] = {}
+        self._last_call = 0
+        self._expiry: asyncio.TimerHandle | None = None
+        self.ended = False
+
+    @property
+    def connected(self) -> bool:
+        return self._link is not None
+
+    @property
+    def rtt(self) -> float | None:
+        """Seconds, as the gateway measured it last; None before the first PONG."""
+        return self.mux.rtt or None
+
+    # ---- links --------------------------------------------------------------------------------
+
+    def next_token(self) -> bytes:
+        """A new token for each link: one that was used once is worth nothing."""
+        self.token = secrets.token_bytes(TOKEN_SIZE)
+        return self.token
+
+    def attach(self, link: Link, received: int) -> None:
+        """Go on over this link. RemoteProtocolError when the counts do not fit."""
+        self.mux.attach(received, self._loop.time())
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        self._link = link
+        self.observed_address, self.observed_port = link.peer
+        self.connected_at = self._loop.time()
+        link.owner = self
+        link.machine = self.mux
+
+    def detach(self) -> None:
+        """Let go of a link that another one replaces."""
+        self.mux.detach()
+        self._link = None
+
+    def drop_link(self, goaway: GoAway) -> None:
+        if self._link is not None:
+            self._link.close(goaway)
+
+    def link_ready(self, link: Link) -> None:
+        """TLS was up before the session got this link."""
+
+    def link_progress(self, link: Link) -> None:
+        notices: list[Notice] = []
+        while (event := self.mux.next_event()) is not None:
+            self._handle(event, notices)
+        if notices:
+            for ack in self._on_notices(self, notices):
+                self.mux.send_message(ack)
+
+    def link_lost(self, link: Link, reason: GatewayError) -> None:
+        if link is not self._link:
+            return
+        self._log.info("link_lost", gateway=self.gateway, reason=reason)
+        self.detach()
+        if isinstance(reason, RemoteProtocolError):
+            self.end(reason.code, f"protocol error: {reason}")
+            return
+        self._expiry = self._loop.call_later(
+            self._wait, self.end, Code.SESSION_LOST, f"the gateway was away for {self._wait:.0f} s"
+        )
+        self._on_down(self)
+
+    def end(self, code: Code, reason: str) -> None:
+        """The session is over: every stream and call learns it now."""
+        if self.ended:
+            return
+        self.ended = True
+        if self._expiry is not None:
+            self._expiry.cancel()
+        if self._link is not None:
+            self._link.close(GoAway(code, reason))
+            self._link = None
+        self.mux.abandon(code, reason)
+        while (event := self.mux.next_event()) is not None:
+            self._handle(event, [])
+        for pending in self._calls.values():
+            if not pending.result.done():
+                pending.result.set_exception(LinkLost(f"outcome unknown: {reason}"))
+        self._calls.clear()
+        self._on_down(self)
+
+    def flush_soon(self) -> None:
+        if self._link is not None:
+            self._link.flush_soon()
+
+    # ---- calls --------------------------------------------------------------------------------
+
+    async def call(
+        self,
+        *,
+        function: str,
+        arguments: bytes,
+        address: IPv4Address,
+        mac: bytes,
+        uuid: UUID,
+        credential: Credential,
+        deadline: float,
+        tls: TlsMode = TlsMode.AUTO,
+        pin: bytes = bytes(32),
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Result:
+        """Run one function on the gateway; never repeated, whatever happens to the link.
+
+        LinkLost when the gateway is away, or with "outcome unknown" when it went away before the
+        result; DeadlineExceeded when not even the gateway's own deadline brought an answer.
+        """
+        if self._link is None:
+            raise LinkLost(f"gateway {self.gateway} is not connected")
+        self._last_call = (self._last_call + 1) & 0xFFFFFFFF
+        number = self._last_call
+        pending = self._calls[number] = _PendingCall(on_progress)
+        message = Call(
+            call=number,
+            deadline=deadline,
+            address=address,
+            mac=mac,
+            uuid=uuid,
+            function=function,
+            arguments=arguments,
+            credential=credential,
+            tls=tls,
+            pin=pin,
+        )
+        try:
+            self.mux.send_message(message)
+            self.flush_soon()
+            async with asyncio.timeout(deadline + _GRACE):
+                return await pending.result
+        except TimeoutError as exc:
+            self._cancel(number)
+            raise DeadlineExceeded(f"no answer within {deadline:.1f} s; outcome unknown") from exc
+        except asyncio.CancelledError:
+            self._cancel(number)
+            raise
+        finally:
+            self._calls.pop(number, None)
+
+    def _cancel(self, number: int) -> None:
+        if not self.ended:
+            self.mux.send_message(Cancel(number))
+            self.flush_soon()
+
+    # ---- streams ------------------------------------------------------------------------------
+
+    async def open_stream(self, target: StreamTarget, priority: Priority) -> Stream:
+        """ChannelReset with the gateway's code and reason when it refuses."""
+        if self._link is None:
+            raise ChannelReset(Code.SESSION_LOST, f"gateway {self.gateway} is not connected")
+        try:
+            channel = self.mux.open(target, priority)
+        except ChannelStateError as exc:
+            raise ChannelReset(Code.LIMIT, str(exc)) from exc
+        stream = self._streams[channel] = Stream(self, channel, priority)
+        self.flush_soon()
+        try:
+            await stream.opened()
+        except asyncio.CancelledError:
+            stream.reset(Code.CANCELLED, "the technician's tool went away")
+            raise
+        return stream
+
+    def consumed(self, channel: int, size: int) -> None:
+        self.mux.consume(channel, size, self._loop.time())
+        self.flush_soon()
+
+    def reset_stream(self, channel: int, code: Code, reason: str) -> None:
+        if self._streams.pop(channel, None) is not None:
+            self.mux.reset(channel, code, reason)
+            self.flush_soon()
+
+    # ---- events -------------------------------------------------------------------------------
+
+    def _handle(self, event: Event, notices: list[Notice]) -> None:
+        match event:
+            case DataReceived(channel, data):
+                self._on_data(channel, data)
+            case MessageReceived(message):
+                self._on_message(message, notices)
+            case ChannelAccepted(channel):
+                if channel in self._streams:
+                    self._streams[channel].accepted()
+            case ChannelWritable(channel):
+                if channel in self._streams:
+                    self._streams[channel].room_made()
+            case EofReceived(channel):
+                self._on_eof(channel)
+            case ChannelEnded(channel, code, reason):
+                self._on_channel_ended(channel, code, reason)
+            case ChannelOpened(channel, _, target):
+                if isinstance(target, ResultTarget) and target.call in self._calls:
+                    self._results[channel] = target.call
+                    self.mux.accept(channel)
+                else:
+                    self.mux.refuse(channel, Code.CANCELLED, "nobody waits for this")
+            case PeerGoingAway(goaway):
+                self._log.info("gateway_leaves", gateway=self.gateway, reason=goaway.reason)
+            case LinkDead(silent):
+                if self._link is not None:
+                    self._link.abort(LinkLost(f"nothing received for {silent:.1f} s"))
+            case RoundTrip() | SessionReset():
+                pass
+            case _:
+                assert_never(event)
+
+    def _on_data(self, channel: int, data: bytes) -> None:
+        if channel in self._streams:
+            self._streams[channel].data_received(data)
+            return
+        pending = self._calls.get(self._results.get(channel, 0))
+        if pending is None or len(pending.body) + len(data) > MAX_RESULT:
+            self.mux.reset(channel, Code.LIMIT, f"a result is at most {MAX_RESULT} bytes")
+            self._results.pop(channel, None)
+            return
+        pending.body += data
+        self.mux.consume(channel, len(data), self._loop.time())
+
+    def _on_eof(self, channel: int) -> None:
+        if channel in self._streams:
+            self._streams[channel].eof_received()
+            return
+        call = self._results.pop(channel, None)
+        if call is not None:
+            self.mux.send_eof(channel)
+            if call in self._calls:
+                self._calls[call].complete = True
+                self._finish(self._calls[call])
+
+    def _on_channel_ended(self, channel: int, code: Code, reason: str) -> None:
+        stream = self._streams.pop(channel, None)
+        if stream is not None:
+            stream.ended(ChannelReset(code, reason))
+        call = self._results.pop(channel, None)
+        if call is not None and call in self._calls:
+            pending = self._calls[call]
+            if not pending.result.done():
+                pending.result.set_exception(LinkLost(f"the result was cut off: {reason}"))
+
+    def _on_message(self, message: Message, notices: list[Notice]) -> None:
+        match message:
+            case Notice():
+                notices.append(message)
+            case Result():
+                pending = self._calls.get(message.call)
+                if pending is not None:
+                    pending.header = message
+                    self._finish(pending)
+            case Progress():
+                pending = self._calls.get(message.call)
+                if pending is not None and pending.on_progress is not None:
+                    pending.on_progress(message)
+            case NoticeAck() | Call() | Cancel():
+                self.end(Code.PROTOCOL_ERROR, f"{type(message).__name__} from a gateway")
+            case _:
+                assert_never(message)
+
+    def _finish(self, pending: _PendingCall) -> None:
+        header = pending.header
+        if header is None or pending.result.done() or (header.detached and not pending.complete):
+            return
+        if header.detached:
+            header.body = bytes(pending.body)
+        pending.result.set_result(header)
+
+
+class Sessions:
+    """Who is connected to this process: the one seam for several nodes (`locate`)."""
+
+    def __init__(self) -> None:
+        self._by_gateway: dict[str, Session] = {}
+
+    def locate(self, gateway: str) -> Session | None:
+        return self._by_gateway.get(gateway)
+
+    def all(self) -> list[Session]:
+        return list(self._by_gateway.values())
+
+    def add(self, session: Session) -> None:
+        self._by_gateway[session.gateway] = session
+
+    def remove(self, session: Session) -> None:
+        if self._by_gateway.get(session.gateway) is session:
+            del self._by_gateway[session.gateway]
+
+
+def result_body(result: Result) -> object:
+    """The JSON of a result, whatever its code; a body that is no JSON is shown as text."""
+    try:
+        return json.loads(result.body)
+    except ValueError:
+        return {"error": result.body.decode(errors="replace")[:1000]}
