@@ -1,0 +1,277 @@
+"""The MSP's own small certificate authority, and the directory in which it lives.
+
+    ca.crt ca.key          signs everything below; gateways trust this file and nothing else
+    server.crt server.key  the gateway listener; renewed at start when names change or it ends soon
+    registry.db            msp.registry
+
+Keys are ECDSA P-256 and files of mode 0600. A gateway's key is made here, handed out once, in its
+bundle, and not kept. Time is an argument (`at`, unix seconds).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import ipaddress
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from gwmodule.errors import ConfigError
+
+# A name that every server certificate carries, so that a gateway can pin it whatever address it
+# dials; the CA signs nothing but this service.
+SERVICE_NAME = "gwmodule-msp"
+CA_LIFETIME = datetime.timedelta(days=20 * 365)
+LIFETIME = datetime.timedelta(days=10 * 365)
+RENEW_BEFORE = datetime.timedelta(days=90)
+# A gateway whose clock is some hours slow must not find a certificate that is not valid yet.
+BACKDATE = datetime.timedelta(days=1)
+_GATEWAY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayBundle:
+    """What one gateway needs to enrol; PEM texts, the fingerprint is SHA-256 of the DER in hex."""
+
+    name: str
+    certificate: str
+    key: str = field(repr=False)
+    ca: str
+    fingerprint: str
+
+
+def check_gateway_name(name: str) -> str:
+    """`name` if it can be a gateway's name (common name, file name, log field); ValueError else."""
+    if not _GATEWAY_NAME.fullmatch(name):
+        raise ValueError(
+            f"{name[:80]!r} is no gateway name: up to 63 letters, digits, dots, dashes,"
+            " underscores, the first a letter or digit"
+        )
+    return name
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    return hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).hexdigest()
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Whole or not at all, also when the power fails; never readable by others, not even briefly."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+class Authority:
+    """The CA of one state directory; `open` makes what is missing."""
+
+    def __init__(
+        self, directory: Path, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey
+    ) -> None:
+        self.directory = directory
+        self.certificate = certificate
+        self._key = key
+
+    @classmethod
+    def open(cls, directory: Path, at: float) -> Authority:
+        """ConfigError when the directory or its files cannot be used."""
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            certificate_path, key_path = directory / "ca.crt", directory / "ca.key"
+            if not key_path.exists() and not certificate_path.exists():
+                _make_ca(certificate_path, key_path, at)
+            certificate = _load_certificate(certificate_path)
+            key = _load_key(key_path)
+        except OSError as exc:
+            where = exc.filename or directory
+            raise ConfigError(str(where), "", exc.strerror or "cannot be used") from exc
+        if certificate.public_key() != key.public_key():
+            raise ConfigError(str(key_path), "", "is not the key of ca.crt")
+        return cls(directory, certificate, key)
+
+    @property
+    def ca_path(self) -> Path:
+        return self.directory / "ca.crt"
+
+    @property
+    def server_certificate_path(self) -> Path:
+        return self.directory / "server.crt"
+
+    @property
+    def server_key_path(self) -> Path:
+        return self.directory / "server.key"
+
+    def ensure_server_certificate(self, names: Sequence[str], at: float) -> list[str]:
+        """Make or renew the listener's certificate; the names and addresses it carries."""
+        wanted = list(dict.fromkeys([SERVICE_NAME, *names]))
+        path = self.server_certificate_path
+        try:
+            if path.exists() and self.server_key_path.exists():
+                certificate = _load_certificate(path)
+                current = _names_of(certificate) == wanted
+                lasting = certificate.not_valid_after_utc - RENEW_BEFORE > _time(at)
+                ours = certificate.issuer == self.certificate.subject
+                if current and lasting and ours:
+                    return wanted
+            certificate, key = self._issue(
+                SERVICE_NAME, ExtendedKeyUsageOID.SERVER_AUTH, at, [_san(name) for name in wanted]
+            )
+            # Key first: after a crash between the two, the pair does not fit and is made anew.
+            path.unlink(missing_ok=True)
+            write_atomically(self.server_key_path, _key_pem(key))
+            write_atomically(path, _pem(certificate), 0o644)
+        except OSError as exc:
+            raise ConfigError(str(path), "", exc.strerror or "cannot be written") from exc
+        return wanted
+
+    def gateway_bundle(self, name: str, at: float) -> GatewayBundle:
+        """A new key and client certificate for gateway `name`; ValueError when it is no name."""
+        certificate, key = self._issue(
+            check_gateway_name(name), ExtendedKeyUsageOID.CLIENT_AUTH, at, []
+        )
+        return GatewayBundle(
+            name=name,
+            certificate=_pem(certificate).decode(),
+            key=_key_pem(key).decode(),
+            ca=_pem(self.certificate).decode(),
+            fingerprint=fingerprint(certificate),
+        )
+
+    def _issue(
+        self,
+        common_name: str,
+        usage: x509.ObjectIdentifier,
+        at: float,
+        names: list[x509.GeneralName],
+    ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = _builder(common_name, key, at, LIFETIME, self.certificate.subject)
+        builder = (
+            builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(_key_usage(signs_certificates=False), critical=True)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
+                critical=False,
+            )
+        )
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        return builder.sign(self._key, hashes.SHA256()), key
+
+
+def _make_ca(certificate_path: Path, key_path: Path, at: float) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = f"gwmodule MSP {os.urandom(4).hex()}"
+    builder = _builder(name, key, at, CA_LIFETIME, None)
+    certificate = (
+        builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(signs_certificates=True), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    write_atomically(certificate_path, _pem(certificate), 0o644)
+    write_atomically(key_path, _key_pem(key))
+
+
+def _builder(
+    common_name: str,
+    key: ec.EllipticCurvePrivateKey,
+    at: float,
+    lifetime: datetime.timedelta,
+    issuer: x509.Name | None,
+) -> x509.CertificateBuilder:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer or subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(_time(at) - BACKDATE)
+        .not_valid_after(_time(at) + lifetime)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+
+
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _san(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        pass
+    try:
+        return x509.DNSName(name)
+    except ValueError as exc:
+        raise ConfigError("server.crt", "name", f"{name!r} is neither name nor address") from exc
+
+
+def _names_of(certificate: x509.Certificate) -> list[str]:
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    return [str(name.value) for name in extension.value]
+
+
+def _load_certificate(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except ValueError as exc:
+        raise ConfigError(str(path), "", "is no PEM certificate") from exc
+
+
+def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
+    except (ValueError, TypeError) as exc:
+        raise ConfigError(str(path), "", "is no PEM private key without a password") from exc
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(str(path), "", "is no elliptic curve key")
+    return key
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def _time(at: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(at, datetime.UTC)
