@@ -1,0 +1,476 @@
+"""The capture process: sniff, parse, hand observations to the relay.
+
+    sniffers --> Observer.admit --> backlog --> Observer.observe --> History
+                                                                        |  one datagram each
+    relay <== SOCK_SEQPACKET (0600, peer's uid checked) <== Outbox <----+
+
+Start: open the unix socket and one packet socket per LAN interface, drop every capability, load the
+dissector, then bind. An interface may be missing at the start, vanish and return; the kernel's link
+messages (rtnetlink) say when to look again.
+
+What leaves: every observation as one datagram, as it is made, and the counters on connect and
+then every COUNTERS_INTERVAL seconds if they changed (capture.datagrams). Nothing is read from the
+relay. A relay that does not read costs its own datagrams and nobody else's time: sends never
+block, and beyond MAX_OUTBOX bytes they are dropped and counted.
+
+While no relay is there, or a new one has started, nothing is lost that is still worth knowing:
+the last MAX_KEPT observations, none older than MAX_KEPT_AGE, are kept in RAM. A relay process
+that connects for the first time gets all of them, with their age, because it knows nothing; one
+that comes back gets what it missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import gc
+import logging
+import os
+import signal
+import socket
+import stat
+import struct
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gwmodule.capture.datagrams import build_counters, build_seen
+from gwmodule.capture.dissect import load_dissector
+from gwmodule.capture.observer import Observer
+from gwmodule.capture.packet import Packet
+from gwmodule.capture.sniffer import Sniffer
+from gwmodule.config import Config
+from gwmodule.errors import CaptureError
+from gwmodule.privileges import drop_all_capabilities
+from gwmodule.wire.notices import Observation
+
+MAX_KEPT = 256
+MAX_KEPT_AGE = 600.0
+
+COUNTERS_INTERVAL = 5.0
+# A storm of 5,000 leases is 500 KiB; a relay that is further behind than this has stopped.
+MAX_OUTBOX = 1024 * 1024
+# The relay, a restarted one while the old is still dying, and somebody who debugs.
+MAX_RELAYS = 4
+
+# Frames read per wake-up of one socket, and packets parsed before the sockets get their turn
+# again: a parse takes 0.1 ms, so a full kernel queue never waits longer than a few.
+READ_BATCH = 256
+PARSE_BATCH = 16
+# Admitted packets that wait for a parse: ten seconds of work, 3 MiB.
+MAX_BACKLOG = 8192
+# Without a link message for this long, look all the same: the kernel may have dropped one.
+RECHECK_INTERVAL = 60.0
+
+EXIT_NO_PERMISSION = 77  # EX_NOPERM of sysexits.h
+
+_RTMGRP_LINK = 1
+_PEER_CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid.
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Kept:
+    number: int
+    at: float
+    observation: Observation
+
+
+class History:
+    """The last observations, and how far each relay process has got."""
+
+    def __init__(self) -> None:
+        self._kept: deque[_Kept] = deque(maxlen=MAX_KEPT)
+        self._number = 0
+        # By process: a relay that has crashed does not come back under its old number soon.
+        self._left: dict[int, int] = {}
+
+    def add(self, observation: Observation, now: float) -> None:
+        self._number += 1
+        self._kept.append(_Kept(self._number, now, observation))
+
+    def missed(self, pid: int, now: float) -> list[tuple[Observation, float]]:
+        """What the relay process `pid` was not given, oldest first, each with its age (seconds)."""
+        known = self._left.get(pid, 0)
+        return [
+            (kept.observation, now - kept.at)
+            for kept in self._kept
+            if kept.number > known and now - kept.at <= MAX_KEPT_AGE
+        ]
+
+    def left(self, pid: int) -> None:
+        """The relay process `pid` went away having been given everything up to now."""
+        self._left = {pid: self._number}
+
+
+@dataclass(slots=True)
+class ServiceCounters:
+    """What went wrong on the way to the relay."""
+
+    backlog_dropped: int = 0
+    outbox_dropped: int = 0
+    relays_refused: int = 0
+
+
+class Outbox:
+    """One connected relay: datagrams that wait until its socket takes them."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        pid: int,
+        loop: asyncio.AbstractEventLoop,
+        counters: ServiceCounters,
+    ) -> None:
+        self.socket = sock
+        self.pid = pid
+        self.reported: dict[str, Any] = {}
+        self._loop = loop
+        self._counters = counters
+        self._waiting: deque[bytes] = deque()
+        self._size = 0
+
+    def send(self, datagram: bytes) -> None:
+        """Send, or keep, or drop and count; never blocks. OSError: the relay is gone."""
+        if not self._waiting and self._sent(datagram):
+            return
+        if self._size + len(datagram) > MAX_OUTBOX:
+            self._counters.outbox_dropped += 1
+            return
+        if not self._waiting:
+            self._loop.add_writer(self.socket, self._flush)
+        self._waiting.append(datagram)
+        self._size += len(datagram)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self.socket)
+        self._loop.remove_writer(self.socket)
+        self.socket.close()
+
+    def _flush(self) -> None:
+        # An error also makes the socket readable; the reader ends the connection, not this.
+        with contextlib.suppress(OSError):
+            while self._waiting:
+                if not self._sent(self._waiting[0]):
+                    return
+                self._size -= len(self._waiting.popleft())
+        self._waiting.clear()
+        self._size = 0
+        self._loop.remove_writer(self.socket)
+
+    def _sent(self, datagram: bytes) -> bool:
+        try:
+            self.socket.send(datagram)
+        except BlockingIOError:
+            return False
+        return True
+
+
+class CaptureService:
+    """The running service; `start` and `stop` belong to one loop turn each."""
+
+    def __init__(
+        self,
+        sniffers: Iterable[Sniffer],
+        observer: Observer,
+        listener: socket.socket,
+        allowed_uids: frozenset[int],
+    ) -> None:
+        self._sniffers = tuple(sniffers)
+        self._observer = observer
+        self._listener = listener
+        self._allowed_uids = allowed_uids
+        self._loop = asyncio.get_running_loop()
+        self._history = History()
+        self._counters = ServiceCounters()
+        self._relays: list[Outbox] = []
+        self._backlog: deque[tuple[Packet, float]] = deque()
+        self._links = _open_link_messages()
+        self._tagged = 0
+        self._started = self._loop.time()
+
+    def start(self) -> None:
+        self._loop.add_reader(self._listener, self._accept)
+        self._loop.add_reader(self._links, self._links_changed)
+        for sniffer in self._sniffers:
+            self._loop.add_reader(sniffer, self._read, sniffer)
+        self._follow()
+
+    def stop(self) -> None:
+        for relay in self._relays:
+            relay.close()
+        self._relays.clear()
+        sources: tuple[socket.socket | Sniffer, ...] = (
+            self._listener,
+            self._links,
+            *self._sniffers,
+        )
+        for source in sources:
+            self._loop.remove_reader(source)
+            source.close()
+
+    async def report(self) -> None:
+        """For ever: send counters, and now and then look at the interfaces without being told."""
+        rechecked = self._loop.time()
+        while True:
+            await asyncio.sleep(COUNTERS_INTERVAL if self._relays else RECHECK_INTERVAL)
+            if self._loop.time() - rechecked >= RECHECK_INTERVAL:
+                rechecked = self._loop.time()
+                self._follow()
+            self._report()
+
+    # LAN side
+
+    def _read(self, sniffer: Sniffer) -> None:
+        now = self._loop.time()
+        try:
+            for _ in range(READ_BATCH):
+                frame = sniffer.receive()
+                if frame is None:
+                    break
+                self._tagged += frame.vlan is not None
+                packet = self._observer.admit(frame.data, frame.outgoing, now)
+                if packet is not None:
+                    self._enqueue(packet, now)
+        except CaptureError as exc:
+            log.info("%s", exc)
+
+    def _enqueue(self, packet: Packet, now: float) -> None:
+        if len(self._backlog) >= MAX_BACKLOG:
+            self._counters.backlog_dropped += 1
+            return
+        if not self._backlog:
+            self._loop.call_soon(self._parse)
+        self._backlog.append((packet, now))
+
+    def _parse(self) -> None:
+        for _ in range(min(PARSE_BATCH, len(self._backlog))):
+            observation = self._observer.observe(*self._backlog.popleft())
+            if observation is not None:
+                self._publish(observation)
+        if self._backlog:
+            self._loop.call_soon(self._parse)
+
+    def _links_changed(self) -> None:
+        # ENOBUFS: messages were lost; as we look at everything anyway, that tells us no less.
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                try:
+                    self._links.recv(65536)
+                except OSError as exc:
+                    if exc.errno != errno.ENOBUFS:
+                        raise
+        self._follow()
+
+    def _follow(self) -> None:
+        for sniffer in self._sniffers:
+            try:
+                if sniffer.follow():
+                    log.info("capturing on %s", sniffer.ifname)
+            except CaptureError as exc:
+                log.warning("%s", exc)
+
+    # Relay side
+
+    def _publish(self, observation: Observation) -> None:
+        self._history.add(observation, self._loop.time())
+        datagram = build_seen(observation)
+        for relay in tuple(self._relays):
+            self._send(relay, datagram)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return  # The relay hung up again.
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+        pid, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
+        if uid not in self._allowed_uids or len(self._relays) >= MAX_RELAYS:
+            self._counters.relays_refused += 1
+            log.warning("refused process %d of user %d on the capture socket", pid, uid)
+            sock.close()
+            return
+        sock.setblocking(False)
+        relay = Outbox(sock, pid, self._loop, self._counters)
+        self._relays.append(relay)
+        self._loop.add_reader(sock, self._hear, relay)
+        log.info("relay connected, process %d", pid)
+        for observation, age in self._history.missed(pid, self._loop.time()):
+            self._send(relay, build_seen(observation, max(age, 0.001)))
+        self._report()
+
+    def _hear(self, relay: Outbox) -> None:
+        """A relay says nothing: what can be read is its end. Talk is thrown away."""
+        try:
+            data = relay.socket.recv(1)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._gone(relay)
+
+    def _send(self, relay: Outbox, datagram: bytes) -> None:
+        try:
+            relay.send(datagram)
+        except OSError:
+            self._gone(relay)
+
+    def _gone(self, relay: Outbox) -> None:
+        if relay not in self._relays:
+            return
+        self._relays.remove(relay)
+        relay.close()
+        self._history.left(relay.pid)
+        log.info("relay gone, process %d", relay.pid)
+
+    def _report(self) -> None:
+        if not self._relays:
+            return
+        values = self._values()
+        datagram = None
+        for relay in tuple(self._relays):
+            if relay.reported == values:
+                continue
+            if datagram is None:
+                uptime = round(self._loop.time() - self._started, 1)
+                datagram = build_counters({**values, **memory(), "uptime": uptime})
+            relay.reported = values
+            self._send(relay, datagram)
+
+    def _values(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            **dataclasses.asdict(self._observer.counters),
+            **dataclasses.asdict(self._counters),
+            "tagged": self._tagged,
+            "interfaces": {
+                sniffer.ifname: {"state": sniffer.state, "kernel_drops": sniffer.update_drops()}
+                for sniffer in self._sniffers
+            },
+        }
+
+
+def memory() -> dict[str, int]:
+    """Resident and proportional set size of this process in KiB; empty where /proc does not say."""
+    sizes = {}
+    with contextlib.suppress(OSError), Path("/proc/self/smaps_rollup").open() as rollup:
+        for line in rollup:
+            name, _, value = line.partition(":")
+            if name in ("Rss", "Pss"):
+                sizes[f"{name.lower()}_kib"] = int(value.split()[0])
+    return sizes
+
+
+async def run(config: Config, allowed_users: frozenset[int] = frozenset()) -> None:
+    """Serve until cancelled or until SIGTERM or SIGINT.
+
+    `allowed_users` are uids that may connect besides our own and root; with any, the socket's
+    mode is 0660 instead of 0600. CaptureError when a packet socket or the unix socket cannot be
+    opened.
+    """
+    path = Path(config.capture.socket)
+    listener = listen(path, 0o660 if allowed_users else 0o600)
+    sniffers: list[Sniffer] = []
+    try:
+        if not config.lan.interface:
+            raise CaptureError("lan.interface names no interface")
+        sniffers.extend(map(Sniffer, dict.fromkeys(config.lan.interface)))
+        drop_all_capabilities()
+        observer = Observer(load_dissector())
+        _trim_memory()
+        service = CaptureService(sniffers, observer, listener, allowed_users | {0, os.geteuid()})
+    except BaseException:
+        listener.close()
+        for sniffer in sniffers:
+            sniffer.close()
+        raise
+    service.start()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            report = tasks.create_task(service.report(), name="report")
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, report.cancel)
+    finally:
+        service.stop()
+        _unlink(path)
+
+
+def main(config: Config) -> int:
+    """Run the capture process; its exit status: 0, or EXIT_NO_PERMISSION with a log line."""
+    try:
+        asyncio.run(run(config))
+    except CaptureError as exc:
+        log.error("%s", exc)
+        return EXIT_NO_PERMISSION
+    return 0
+
+
+def listen(path: Path, mode: int) -> socket.socket:
+    """The unix socket the relay connects to; a stale one of a dead process is replaced.
+
+    CaptureError when somebody serves it already, or the path cannot be used.
+    """
+    listener = socket.socket(
+        socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    )
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _remove_stale(path)
+        # The mode has to hold from the first moment on, not from a later chmod.
+        mask = os.umask(0o777 & ~mode)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        listener.listen(MAX_RELAYS)
+    except OSError as exc:
+        listener.close()
+        raise CaptureError(f"{path}: {exc.strerror or exc}") from exc
+    return listener
+
+
+def _unlink(path: Path) -> None:
+    # Without capabilities that may be forbidden; the next start removes a stale socket.
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(errno.EEXIST, "exists and is no socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+    raise OSError(errno.EADDRINUSE, "another capture service is running")
+
+
+def _open_link_messages() -> socket.socket:
+    sock = socket.socket(
+        socket.AF_NETLINK,
+        socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
+        socket.NETLINK_ROUTE,
+    )
+    sock.bind((0, _RTMGRP_LINK))
+    return sock
+
+
+def _trim_memory() -> None:
+    """Give back what the imports left behind: 6 MiB with glibc."""
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(AttributeError):  # musl gives back by itself.
+        ctypes.CDLL(None).malloc_trim(0)
