@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address
+
+import pytest
+
+from gwmodule.config import LanConfig
+from gwmodule.lan.model import LanAddressesChanged, LanEvent, NeighbourChanged, Nud, WanChanged
+from gwmodule.lan.netlink import LanWatcher
+from tests.lan.netns import PC_MAC, Home, home, ip, needs_root
+
+pytestmark = [pytest.mark.root, needs_root]
+
+PC = IPv4Address("192.168.1.10")
+ISP = IPv4Address("198.51.100.1")
+MAC = bytes.fromhex(PC_MAC.replace(":", ""))
+
+
+@pytest.fixture
+def lan() -> Iterator[Home]:
+    with home() as namespaces:
+        yield namespaces
+
+
+@asynccontextmanager
+async def watching(events: list[LanEvent]) -> AsyncIterator[LanWatcher]:
+    watcher = LanWatcher(LanConfig(interface=("br-lan",)), events.append)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(watcher.run())
+        await watcher.ready.wait()
+        yield watcher
+        task.cancel()
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 the kernel sets no Event
+            await asyncio.sleep(0.01)
+
+
+def test_the_first_dump_shows_interfaces_addresses_routes_and_neighbours(lan: Home) -> None:
+    lan.gateway.ip(f"neighbour add {PC} lladdr {PC_MAC} dev br-lan")
+    events: list[LanEvent] = []
+
+    async def main() -> None:
+        async with watching(events) as watcher:
+            model = watcher.model
+            assert [i.ifname for i in model.lan_interfaces()] == ["br-lan"]
+            assert model.listen_addresses() == (IPv4Address("192.168.1.1"),)
+            assert model.own_addresses()[IPv4Address("198.51.100.7")] == "wan"
+            assert model.default_gateways() == {ISP: "wan"}
+            assert model.on_link(PC) == "br-lan"
+            neighbour = model.neighbour(PC)
+            assert neighbour is not None
+            assert (neighbour.lladdr, neighbour.permanent) == (MAC, True)
+
+    lan.gateway.run_async(main)
+    assert NeighbourChanged(PC, MAC, True, "br-lan") in events
+    assert LanAddressesChanged((IPv4Address("192.168.1.1"),)) in events
+
+
+def test_a_neighbour_is_resolved_without_any_capability_of_ours(lan: Home) -> None:
+    async def main() -> None:
+        async with watching([]) as watcher, asyncio.timeout(2):
+            assert await watcher.resolve(PC, "br-lan") == MAC
+            assert await watcher.resolve(PC, "br-lan") == MAC
+
+    lan.gateway.run_async(main)
+
+
+def test_a_host_that_is_not_there_times_out_and_is_found_when_it_comes(lan: Home) -> None:
+    late = IPv4Address("192.168.1.77")
+
+    async def main() -> None:
+        async with watching([]) as watcher:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1.5):
+                    await watcher.resolve(late, "br-lan")
+            lan.pc.ip(f"address add {late}/24 dev eth0")
+            async with asyncio.timeout(5):
+                assert await watcher.resolve(late, "br-lan") == MAC
+
+    lan.gateway.run_async(main)
+
+
+def test_two_callers_may_wait_for_the_same_neighbour(lan: Home) -> None:
+    async def main() -> None:
+        async with watching([]) as watcher, asyncio.timeout(2):
+            both = await asyncio.gather(*(watcher.resolve(PC, "br-lan") for _ in range(2)))
+            assert both == [MAC, MAC]
+
+    lan.gateway.run_async(main)
+
+
+def test_address_and_route_changes_reach_the_model_and_the_listener(lan: Home) -> None:
+    events: list[LanEvent] = []
+
+    async def main() -> None:
+        async with watching(events) as watcher:
+            events.clear()
+            ip("address add 192.168.7.1/24 dev br-lan")
+            await eventually(lambda: len(watcher.model.listen_addresses()) == 2)
+            assert not [event for event in events if isinstance(event, WanChanged)]
+            ip("route replace default via 198.51.100.99")
+            gateway = IPv4Address("198.51.100.99")
+            await eventually(lambda: watcher.model.default_gateways() == {gateway: "wan"})
+            assert [event for event in events if isinstance(event, WanChanged)]
+
+    lan.gateway.run_async(main)
+    assert LanAddressesChanged((IPv4Address("192.168.1.1"), IPv4Address("192.168.7.1"))) in events
+
+
+def test_routes_that_vanish_silently_with_their_interface_are_noticed(lan: Home) -> None:
+    async def main() -> None:
+        async with watching([]) as watcher:
+            ip("link set wan down")
+            await eventually(lambda: watcher.model.default_gateways() == {})
+            ip("link delete br-lan")
+            await eventually(lambda: watcher.model.lan_interfaces() == [])
+            assert watcher.model.on_link(PC) is None
+            assert watcher.model.listen_addresses() == ()
+
+    lan.gateway.run_async(main)
+
+
+def test_a_multipath_default_route_names_every_router(lan: Home) -> None:
+    lan.gateway.ip(
+        "route replace default nexthop via 198.51.100.1 dev wan"
+        " nexthop via 192.168.1.254 dev br-lan"
+    )
+
+    async def main() -> None:
+        async with watching([]) as watcher:
+            assert watcher.model.default_gateways() == {
+                ISP: "wan",
+                IPv4Address("192.168.1.254"): "br-lan",
+            }
+
+    lan.gateway.run_async(main)
+
+
+def test_a_silent_neighbour_is_reported_with_the_mac_it_had(lan: Home) -> None:
+    events: list[LanEvent] = []
+
+    async def main() -> None:
+        async with watching(events) as watcher:
+            async with asyncio.timeout(2):
+                await watcher.resolve(PC, "br-lan")
+            ip(f"neighbour delete {PC} dev br-lan")
+            await eventually(lambda: NeighbourChanged(PC, MAC, False, "br-lan") in events)
+
+    lan.gateway.run_async(main)
+    assert NeighbourChanged(PC, MAC, True, "br-lan") in events
+
+
+def test_lost_events_are_made_up_by_another_dump(lan: Home) -> None:
+    batch = "\n".join(
+        f"neighbour replace 192.168.1.{host} lladdr 02:00:00:00:{lladdr:02x}:{host:02x} dev br-lan"
+        for lladdr in range(60)
+        for host in range(20, 220)
+    )
+
+    async def main() -> None:
+        async with watching([]) as watcher:
+            # 12,000 events while the loop cannot read: more than any receive buffer allowed here.
+            ip("-batch -", batch)
+            await eventually(lambda: watcher.counters["overruns"] > 0)
+            last = IPv4Address("192.168.1.219")
+            wanted = bytes.fromhex("020000003bdb")
+
+            def caught_up() -> bool:
+                entry = watcher.model.neighbour(last)
+                return entry is not None and entry.lladdr == wanted
+
+            await eventually(caught_up)
+            assert len(watcher.model.neighbours()) == 200
+
+    lan.gateway.run_async(main)
+
+
+def test_bridge_forwarding_entries_are_no_neighbours(lan: Home) -> None:
+    lan.gateway.ip("link add br0 type bridge")
+    lan.gateway.ip("link set br0 up")
+
+    async def main() -> None:
+        async with watching([]) as watcher:
+            before = [i.ifname for i in watcher.model.lan_interfaces()]
+            ip("link set br-lan master br0")
+            ip("link set br-lan nomaster")
+            await asyncio.sleep(0.3)
+            # The bridge announced RTM_DELLINK (AF_BRIDGE) for br-lan, which still exists.
+            assert [i.ifname for i in watcher.model.lan_interfaces()] == before
+
+    lan.gateway.run_async(main)
+
+
+def test_following_a_quiet_network_costs_no_wakeups(lan: Home) -> None:
+    async def main() -> None:
+        async with watching([]) as watcher:
+            await asyncio.sleep(0.5)
+            dumps, started = watcher.counters["dumps"], time.process_time()
+            await asyncio.sleep(0.5)
+            assert watcher.counters["dumps"] == dumps
+            assert time.process_time() - started < 0.05
+
+    lan.gateway.run_async(main)
+
+
+def test_states_are_the_kernel_s() -> None:
+    assert (Nud.REACHABLE, Nud.STALE, Nud.FAILED, Nud.PERMANENT) == (0x02, 0x04, 0x20, 0x80)
