@@ -192,6 +192,7 @@ class CaptureService:
         self._relays: list[Outbox] = []
         self._backlog: deque[tuple[Packet, float]] = deque()
         self._links = _open_link_messages()
+        self._states: dict[str, str] = {}
         self._tagged = 0
         self._started = self._loop.time()
 
@@ -238,8 +239,8 @@ class CaptureService:
                 packet = self._observer.admit(frame.data, frame.outgoing, now)
                 if packet is not None:
                     self._enqueue(packet, now)
-        except CaptureError as exc:
-            log.info("%s", exc)
+        except CaptureError:
+            pass  # The link message that comes with it makes us look again.
 
     def _enqueue(self, packet: Packet, now: float) -> None:
         if len(self._backlog) >= MAX_BACKLOG:
@@ -271,10 +272,13 @@ class CaptureService:
     def _follow(self) -> None:
         for sniffer in self._sniffers:
             try:
-                if sniffer.follow():
-                    log.info("capturing on %s", sniffer.ifname)
+                sniffer.follow()
             except CaptureError as exc:
                 log.warning("%s", exc)
+            state = sniffer.state
+            if self._states.get(sniffer.ifname) != state:
+                self._states[sniffer.ifname] = state
+                log.info("LAN interface %s is %s", sniffer.ifname, state)
 
     # Relay side
 

@@ -95,8 +95,8 @@ class Sniffer:
         flags: int = _IFREQ.unpack(answer)[1]
         return "up" if flags & _IFF_UP else "down"
 
-    def follow(self) -> bool:
-        """Bind to the interface if it has come, or come back; True if frames can now arrive.
+    def follow(self) -> None:
+        """Bind to the interface if it has come, or come back.
 
         Call it after every change of the system's interfaces. One that was removed returns under
         another index, usually; one that was down could as well have been replaced, so it is bound
@@ -106,9 +106,9 @@ class Sniffer:
             ifindex = socket.if_nametoindex(self.ifname)
         except OSError:
             self._ifindex = 0
-            return False
+            return
         if ifindex == self._ifindex and not self._lost:
-            return False
+            return
         self._lost = False
         try:
             self._socket.bind((self.ifname, _ETH_P_ALL))
@@ -116,9 +116,8 @@ class Sniffer:
             if exc.errno not in _GONE:
                 raise CaptureError(f"{self.ifname}: bind: {exc.strerror}") from exc
             self._ifindex = 0  # Gone between the two calls; the next event tells.
-            return False
+            return
         self._ifindex = ifindex
-        return self.state == "up"
 
     def receive(self) -> Frame | None:
         """The next frame, None when none waits; CaptureError when the interface has gone."""
