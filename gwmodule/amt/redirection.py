@@ -1,0 +1,842 @@
+"""Intel AMT's redirection protocol (TCP 16994, TLS 16995): layouts, SOL client, tracker. No I/O.
+
+    console                                       device
+      0x10 StartRedirectionSession          -->
+                                            <--   0x11 status, versions
+      0x13 AuthenticateSession, query       -->
+                                            <--   0x14 the methods on offer
+      0x13 digest without a response        -->
+                                            <--   0x14 status 1: realm, nonce, qop
+      0x13 digest with the response         -->
+                                            <--   0x14 status 0
+      0x20 StartSolRedirection, its timers  -->
+                                            <--   0x21 status
+      0x28 data  0x2B heartbeat             <-->  0x2A data  0x29 control lines  0x2B heartbeat
+
+Integers are little-endian. No message carries its length in a common place: each type has its own
+rule (`message_size`). Source of all of it: reference/amt-protocols.md section 2.
+"""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
+
+from construct import (
+    Bytes,
+    ConstructError,
+    GreedyBytes,
+    Int8ul,
+    Int16ul,
+    Int32ul,
+    Padding,
+    Prefixed,
+    Struct,
+    Terminated,
+)
+
+from gwmodule.amt import digest
+from gwmodule.errors import AmtError, Code, LocalProtocolError
+
+URI = "/RedirectionService"
+HTTP_METHOD = "POST"
+# The protocol's own constant: nobody counts, every client sends this text.
+NONCE_COUNT = "00000002"
+INTEL_IANA = 343
+
+# Eight strings with a length byte each, the most a login can hold.
+MAX_AUTHENTICATION = 8 * 256
+# What Intel's header calls RECEIVE_BUFFER_SIZE: a paste is cut into pieces the device can take.
+MAX_DATA_TO_HOST = 256
+
+
+class MessageType(enum.IntEnum):
+    START_REDIRECTION_SESSION = 0x10
+    START_REDIRECTION_SESSION_REPLY = 0x11
+    END_REDIRECTION_SESSION = 0x12
+    AUTHENTICATE_SESSION = 0x13
+    AUTHENTICATE_SESSION_REPLY = 0x14
+    START_SOL_REDIRECTION = 0x20
+    START_SOL_REDIRECTION_REPLY = 0x21
+    END_SOL_REDIRECTION = 0x22
+    END_SOL_REDIRECTION_REPLY = 0x23
+    SOL_KEEP_ALIVE_PING = 0x24
+    SOL_KEEP_ALIVE_PONG = 0x25
+    SOL_CONTROLS_TO_HOST = 0x27
+    SOL_DATA_TO_HOST = 0x28
+    SOL_CONTROLS_FROM_HOST = 0x29
+    SOL_DATA_FROM_HOST = 0x2A
+    SOL_HEARTBEAT = 0x2B
+
+
+class Direction(enum.Enum):
+    TO_DEVICE = "to device"
+    FROM_DEVICE = "from device"
+
+
+class SessionKind(enum.Enum):
+    SOL = b"SOL "
+    IDER = b"IDER"
+    KVM = b"KVMR"
+    UNKNOWN = b""
+
+
+class SessionStatus(enum.IntEnum):
+    """The status of 0x11 (and of 0x21)."""
+
+    OK = 0
+    UNKNOWN_TYPE = 1
+    BUSY = 2
+    UNSUPPORTED = 3
+    ERROR = 0xFF
+
+
+class LoginStatus(enum.IntEnum):
+    """The status of 0x14; `REFUSED` also carries a challenge."""
+
+    OK = 0
+    REFUSED = 1
+    UNSUPPORTED = 2
+
+
+class LoginMethod(enum.IntEnum):
+    QUERY = 0
+    CLEAR_TEXT = 1
+    KERBEROS = 2
+    DIGEST_RFC2069 = 3
+    DIGEST = 4
+
+
+class Control(enum.IntFlag):
+    """Lines of the host's serial port, first byte of 0x29."""
+
+    RTS = 1
+    DTR = 2
+    BREAK = 4
+
+
+class ControlStatus(enum.IntFlag):
+    """Second byte of 0x29."""
+
+    TX_OVERFLOW = 1
+    LOOPBACK = 2
+    SYSTEM_POWERED_ON = 4
+    RX_FLUSH_TIMEOUT = 8
+    TEST_MODE = 16
+
+
+_header = ("type" / Int8ul, "status" / Int8ul, Padding(2), "sequence" / Int32ul)
+_text8 = Prefixed(Int8ul, GreedyBytes)
+
+START_SESSION = Struct("type" / Int8ul, "version" / Int8ul, Padding(2), "kind" / Bytes(4))
+START_SESSION_REPLY = Struct(
+    "type" / Int8ul,
+    "status" / Int8ul,
+    Padding(2),
+    "protocol" / Bytes(2),
+    "firmware" / Bytes(2),
+    "oem_iana" / Int32ul,
+    "oem" / _text8,
+)
+END_SESSION = Struct("type" / Int8ul, Padding(3))
+# Requests (status 0) and replies look alike.
+AUTHENTICATE = Struct(
+    "type" / Int8ul,
+    "status" / Int8ul,
+    Padding(2),
+    "method" / Int8ul,
+    "data" / Prefixed(Int32ul, GreedyBytes),
+)
+START_SOL = Struct(
+    *_header,
+    "max_tx_buffer" / Int16ul,
+    "tx_buffer_timeout_ms" / Int16ul,
+    "tx_overflow_timeout_ms" / Int16ul,
+    "host_session_rx_timeout_ms" / Int16ul,
+    "host_fifo_rx_flush_timeout_ms" / Int16ul,
+    "heartbeat_interval_ms" / Int16ul,
+    Padding(4),
+)
+# Every client takes 23 bytes and looks at the status only.
+START_SOL_REPLY = Struct(*_header, "body" / Bytes(15))
+# 0x22..0x25 and 0x2B: the header and nothing else.
+SOL_PLAIN = Struct(*_header)
+SOL_CONTROLS_TO_HOST = Struct(*_header, "body" / Bytes(6))
+SOL_CONTROLS = Struct(*_header, "control" / Int8ul, "line" / Int8ul)
+SOL_DATA = Struct(*_header, "data" / Prefixed(Int16ul, GreedyBytes))
+
+CLEAR_TEXT_LOGIN = Struct("username" / _text8, "password" / _text8, Terminated)
+_login_fields = (
+    "username" / _text8,
+    "realm" / _text8,
+    "nonce" / _text8,
+    "uri" / _text8,
+    "cnonce" / _text8,
+    "nc" / _text8,
+    "response" / _text8,
+)
+DIGEST_RFC2069_LOGIN = Struct(*_login_fields, Terminated)
+DIGEST_LOGIN = Struct(*_login_fields, "qop" / _text8, Terminated)
+_challenge_fields = ("realm" / _text8, "nonce" / _text8)
+DIGEST_RFC2069_CHALLENGE = Struct(*_challenge_fields)
+DIGEST_CHALLENGE = Struct(*_challenge_fields, "qop" / _text8)
+
+_FIXED: dict[Direction, dict[int, int]] = {
+    Direction.TO_DEVICE: {
+        MessageType.START_REDIRECTION_SESSION: START_SESSION.sizeof(),
+        MessageType.END_REDIRECTION_SESSION: END_SESSION.sizeof(),
+        MessageType.START_SOL_REDIRECTION: START_SOL.sizeof(),
+        MessageType.END_SOL_REDIRECTION: SOL_PLAIN.sizeof(),
+        MessageType.SOL_KEEP_ALIVE_PING: SOL_PLAIN.sizeof(),
+        MessageType.SOL_KEEP_ALIVE_PONG: SOL_PLAIN.sizeof(),
+        MessageType.SOL_CONTROLS_TO_HOST: SOL_CONTROLS_TO_HOST.sizeof(),
+        MessageType.SOL_HEARTBEAT: SOL_PLAIN.sizeof(),
+    },
+    Direction.FROM_DEVICE: {
+        MessageType.START_SOL_REDIRECTION_REPLY: START_SOL_REPLY.sizeof(),
+        MessageType.END_SOL_REDIRECTION_REPLY: SOL_PLAIN.sizeof(),
+        MessageType.SOL_KEEP_ALIVE_PING: SOL_PLAIN.sizeof(),
+        MessageType.SOL_KEEP_ALIVE_PONG: SOL_PLAIN.sizeof(),
+        MessageType.SOL_CONTROLS_FROM_HOST: SOL_CONTROLS.sizeof(),
+        MessageType.SOL_HEARTBEAT: SOL_PLAIN.sizeof(),
+    },
+}
+# Offset and width of the length of what follows it.
+_COUNTED: dict[Direction, dict[int, tuple[int, int]]] = {
+    Direction.TO_DEVICE: {
+        MessageType.AUTHENTICATE_SESSION: (5, 4),
+        MessageType.SOL_DATA_TO_HOST: (8, 2),
+    },
+    Direction.FROM_DEVICE: {
+        MessageType.START_REDIRECTION_SESSION_REPLY: (12, 1),
+        MessageType.AUTHENTICATE_SESSION_REPLY: (5, 4),
+        MessageType.SOL_DATA_FROM_HOST: (8, 2),
+    },
+}
+_AUTHENTICATION = frozenset(
+    {MessageType.AUTHENTICATE_SESSION, MessageType.AUTHENTICATE_SESSION_REPLY}
+)
+# A refusal may end after these four bytes; clients look at no more of it.
+_REFUSAL = 4
+_REFUSALS = frozenset(
+    {MessageType.START_REDIRECTION_SESSION_REPLY, MessageType.START_SOL_REDIRECTION_REPLY}
+)
+
+
+class RedirectionFormatError(AmtError):
+    """Bytes that are no redirection message at this place."""
+
+    code = Code.DEVICE_ANSWER
+
+
+@dataclass(frozen=True, slots=True)
+class SolSettings:
+    """The numbers of StartSolRedirection (reference/amt-protocols.md 2.3): bytes and milliseconds.
+
+    The device sends what the serial line said when `max_tx_buffer` bytes are there or after
+    `tx_buffer_timeout_ms`, and drops the session when it hears nothing for
+    `host_session_rx_timeout_ms`. Our own defaults: echo without delay, and the longest patience
+    that sixteen bits and a margin allow, so that a lost link costs no session.
+    """
+
+    max_tx_buffer: int = 1000
+    tx_buffer_timeout_ms: int = 10
+    tx_overflow_timeout_ms: int = 0
+    host_session_rx_timeout_ms: int = 65000
+    host_fifo_rx_flush_timeout_ms: int = 0
+    heartbeat_interval_ms: int = 5000
+
+
+@dataclass(slots=True)
+class DigestLogin:
+    """The strings of a digest login; all but user and URI are empty in its first step."""
+
+    username: str
+    realm: str = ""
+    nonce: str = ""
+    uri: str = URI
+    cnonce: str = ""
+    nc: str = ""
+    response: str = field(default="", repr=False)
+    qop: str = ""
+
+
+@dataclass(slots=True)
+class SolOpened:
+    """The serial line is connected; `method` says how we logged in."""
+
+    method: LoginMethod
+
+
+@dataclass(slots=True)
+class SolData:
+    """What the host's serial port said."""
+
+    data: bytes
+
+
+@dataclass(slots=True)
+class SolControls:
+    """The host's control lines changed, or the device dropped bytes (TX_OVERFLOW)."""
+
+    control: Control
+    status: ControlStatus
+
+
+@dataclass(slots=True)
+class SolClosed:
+    """The session is over; nothing follows."""
+
+    reason: str
+
+
+@dataclass(slots=True)
+class SolRefused:
+    """The device did not let us in; nothing follows. `status` is that of its last message."""
+
+    status: int
+    reason: str
+
+
+SolEvent: TypeAlias = SolOpened | SolData | SolControls | SolClosed | SolRefused
+
+
+def fresh_cnonce() -> str:
+    """32 hex digits, the most that firmware is known to take."""
+    return secrets.token_hex(16)
+
+
+def session_kind(first: bytes) -> SessionKind:
+    """What a stream carries, by its first eight bytes (StartRedirectionSession)."""
+    if len(first) < START_SESSION.sizeof() or first[0] != MessageType.START_REDIRECTION_SESSION:
+        return SessionKind.UNKNOWN
+    try:
+        return SessionKind(bytes(first[4:8]))
+    except ValueError:
+        return SessionKind.UNKNOWN
+
+
+def message_size(direction: Direction, data: bytes | bytearray) -> int | None:
+    """The size of the message that `data` begins with, or None while it cannot be told.
+
+    RedirectionFormatError on an unknown type and on a login that is larger than any can be.
+    """
+    if not data:
+        return None
+    kind = data[0]
+    if kind in _REFUSALS and direction is Direction.FROM_DEVICE:
+        if len(data) < 2:
+            return None
+        if data[1] != SessionStatus.OK:
+            return _REFUSAL
+    size = _FIXED[direction].get(kind)
+    if size is not None:
+        return size
+    rule = _COUNTED[direction].get(kind)
+    if rule is None:
+        raise RedirectionFormatError(f"message type {kind:#04x} {direction.value} is unknown")
+    offset, width = rule
+    head = offset + width
+    if len(data) < head:
+        return None
+    count = int.from_bytes(data[offset:head], "little")
+    if kind in _AUTHENTICATION and count > MAX_AUTHENTICATION:
+        raise RedirectionFormatError(f"login of {count} bytes, maximum {MAX_AUTHENTICATION}")
+    return head + count
+
+
+class MessageReader:
+    """Cuts one direction of a session into whole messages, whatever the segmentation.
+
+    Holds at most one message (65,545 bytes) and what came with it.
+    """
+
+    def __init__(self, direction: Direction) -> None:
+        self._direction = direction
+        self._buffer = bytearray()
+
+    def receive(self, data: bytes) -> None:
+        self._buffer += data
+
+    def next_message(self) -> bytes | None:
+        """One whole message or None; RedirectionFormatError when there can be none."""
+        size = message_size(self._direction, self._buffer)
+        if size is None or len(self._buffer) < size:
+            return None
+        message = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return message
+
+
+def parse(layout: Any, data: bytes) -> Any:
+    """Parse with one of this module's layouts; its one error is RedirectionFormatError."""
+    try:
+        return layout.parse(data)
+    except ConstructError as exc:
+        raise RedirectionFormatError(f"{len(data)} bytes do not fit their message type") from exc
+
+
+def parse_sol_settings(message: bytes) -> SolSettings:
+    """The settings in a StartSolRedirection message."""
+    parsed = parse(START_SOL, message)
+    return SolSettings(*(parsed[name] for name in SolSettings.__slots__))
+
+
+def parse_digest_login(method: LoginMethod, data: bytes) -> DigestLogin:
+    """Both steps; undecodable text is replaced, so that it matches no name."""
+    parsed = parse(DIGEST_LOGIN if method is LoginMethod.DIGEST else DIGEST_RFC2069_LOGIN, data)
+    return DigestLogin(
+        **{
+            name: value.decode(errors="replace")
+            for name, value in parsed.items()
+            if name in DigestLogin.__slots__
+        }
+    )
+
+
+def build_digest_login(method: LoginMethod, login: DigestLogin) -> bytes:
+    layout = DIGEST_LOGIN if method is LoginMethod.DIGEST else DIGEST_RFC2069_LOGIN
+    fields = {name: getattr(login, name).encode() for name in DigestLogin.__slots__}
+    return bytes(layout.build(fields))
+
+
+def build_authenticate(method: LoginMethod, data: bytes = b"") -> bytes:
+    """An AuthenticateSession request."""
+    return bytes(
+        AUTHENTICATE.build(
+            {
+                "type": MessageType.AUTHENTICATE_SESSION,
+                "status": 0,
+                "method": method,
+                "data": data,
+            }
+        )
+    )
+
+
+def build_start_sol(settings: SolSettings, sequence: int) -> bytes:
+    values = {name: getattr(settings, name) for name in SolSettings.__slots__}
+    head = {"type": MessageType.START_SOL_REDIRECTION, "status": 0, "sequence": sequence}
+    return bytes(START_SOL.build(head | values))
+
+
+def build_sol_plain(kind: MessageType, sequence: int) -> bytes:
+    """0x22..0x25 and 0x2B."""
+    return bytes(SOL_PLAIN.build({"type": kind, "status": 0, "sequence": sequence}))
+
+
+def build_sol_data(kind: MessageType, sequence: int, data: bytes) -> bytes:
+    """0x28 and 0x2A; `data` up to 65,535 bytes."""
+    head = {"type": kind, "status": 0, "sequence": sequence}
+    return bytes(SOL_DATA.build(head | {"data": data}))
+
+
+def digest_response(method: LoginMethod, secret: str, login: DigestLogin) -> str:
+    """The response of `login` under HA1 `secret` (reference/amt-protocols.md 2.2)."""
+    second = digest.ha2(HTTP_METHOD, login.uri)
+    if method is LoginMethod.DIGEST_RFC2069:
+        return digest.response(secret, login.nonce, second)
+    return digest.response(
+        secret, login.nonce, second, nc=login.nc, cnonce=login.cnonce, qop=login.qop
+    )
+
+
+class _State(enum.Enum):
+    STARTING = enum.auto()
+    QUERYING = enum.auto()
+    CHALLENGED = enum.auto()
+    PROVING = enum.auto()
+    OPENING = enum.auto()
+    OPEN = enum.auto()
+    CLOSING = enum.auto()
+    CLOSED = enum.auto()
+
+
+class SolClient:
+    """One Serial-over-LAN session, from StartRedirectionSession to its end.
+
+    Either `password`, or `ha1` with the `realm` it was made for. Clear text is used only if
+    `allow_clear_text` and the device offers no digest. The transport reads `data_to_send` after
+    every call and closes when SolClosed or SolRefused has come and nothing is left to send.
+    `receive_data(b"")` says that the device closed. Nothing that a device sends raises.
+
+    `login_timeout`, `silence_timeout` (0: the device may be silent for ever) and `now` are seconds.
+    """
+
+    # How long we wait for EndSolRedirectionReply before we leave without it.
+    CLOSE_TIMEOUT = 2.0
+    # Our keepalives per host_session_rx_timeout: three may be late before the device gives up.
+    KEEPALIVES = 4
+
+    def __init__(
+        self,
+        username: str,
+        *,
+        now: float,
+        password: str = "",
+        ha1: str = "",
+        realm: str = "",
+        settings: SolSettings | None = None,
+        allow_clear_text: bool = False,
+        login_timeout: float = 20.0,
+        silence_timeout: float = 20.0,
+        cnonce: Callable[[], str] = fresh_cnonce,
+    ) -> None:
+        if bool(password) == bool(ha1) or (ha1 and not realm):
+            raise LocalProtocolError("a SOL login takes a password, or HA1 and its realm")
+        if any(len(text.encode()) > 255 for text in (username, password)):
+            raise LocalProtocolError("user name and password hold at most 255 bytes each")
+        self._username = username
+        self._password = password
+        self._ha1 = ha1
+        self._realm = realm
+        self._settings = settings or SolSettings()
+        self._allow_clear_text = allow_clear_text
+        self._silence = silence_timeout
+        self._cnonce = cnonce
+        self._state = _State.STARTING
+        self._method = LoginMethod.QUERY
+        self._reader = MessageReader(Direction.FROM_DEVICE)
+        self._events: deque[SolEvent] = deque()
+        self._outgoing = bytearray()
+        self._sequence = 0
+        # Whether we said anything since the last keepalive deadline.
+        self._spoke = False
+        self._keepalive_at: float | None = None
+        # The moment at which we stop waiting for the device.
+        self._patience_until: float | None = now + login_timeout
+        self._now = now
+        self._outgoing += START_SESSION.build(
+            {
+                "type": MessageType.START_REDIRECTION_SESSION,
+                "version": 0,
+                "kind": SessionKind.SOL.value,
+            }
+        )
+
+    @property
+    def pending(self) -> int:
+        """Bytes that `data_to_send` still holds."""
+        return len(self._outgoing)
+
+    def receive_data(self, data: bytes, now: float) -> None:
+        if self._closed:
+            return
+        self._now = now
+        if not data:
+            self._close("the device closed the connection")
+            return
+        if self._state is _State.OPEN and self._silence:
+            self._patience_until = now + self._silence
+        self._reader.receive(data)
+        try:
+            # A message may end the session; what stands behind it is not looked at.
+            while not self._closed and (message := self._reader.next_message()):
+                self._on_message(message)
+        except RedirectionFormatError as exc:
+            self._outgoing.clear()
+            self._close(f"the device does not speak the redirection protocol: {exc}")
+
+    def data_to_send(self, budget: int) -> bytes:
+        data = bytes(self._outgoing[:budget])
+        del self._outgoing[:budget]
+        return data
+
+    def next_event(self) -> SolEvent | None:
+        return self._events.popleft() if self._events else None
+
+    def next_timeout(self) -> float | None:
+        deadlines = [d for d in (self._keepalive_at, self._patience_until) if d is not None]
+        return min(deadlines, default=None)
+
+    def handle_timeout(self, now: float) -> None:
+        self._now = now
+        if self._patience_until is not None and now >= self._patience_until:
+            self._close("closed by us" if self._state is _State.CLOSING else "the device is silent")
+        elif self._keepalive_at is not None and now >= self._keepalive_at:
+            if not self._spoke:
+                self._send_plain(MessageType.SOL_HEARTBEAT)
+            self._spoke = False
+            self._keepalive_at = now + self._keepalive_interval
+
+    def send(self, data: bytes) -> None:
+        """Type `data` on the host's serial line; ignored once the session ends.
+
+        LocalProtocolError before SolOpened.
+        """
+        if self._state in (_State.CLOSING, _State.CLOSED):
+            return
+        if self._state is not _State.OPEN:
+            raise LocalProtocolError("data before SolOpened")
+        for start in range(0, len(data), MAX_DATA_TO_HOST):
+            piece = data[start : start + MAX_DATA_TO_HOST]
+            self._outgoing += build_sol_data(
+                MessageType.SOL_DATA_TO_HOST, self._next_sequence(), piece
+            )
+        self._spoke = True
+
+    def close(self) -> None:
+        """End the session in order; SolClosed follows within CLOSE_TIMEOUT."""
+        if self._state is _State.OPEN:
+            self._send_plain(MessageType.END_SOL_REDIRECTION)
+            self._state = _State.CLOSING
+            self._keepalive_at = None
+            self._patience_until = self._now + self.CLOSE_TIMEOUT
+        elif self._state is not _State.CLOSING:
+            self._close("closed by us")
+
+    @property
+    def _closed(self) -> bool:
+        return self._state is _State.CLOSED
+
+    @property
+    def _keepalive_interval(self) -> float:
+        return self._settings.host_session_rx_timeout_ms / 1000 / self.KEEPALIVES
+
+    def _on_message(self, message: bytes) -> None:
+        handler = self._HANDLERS[self._state].get(message[0])
+        if handler is None:
+            expected = self._state.name.lower()
+            raise RedirectionFormatError(f"message type {message[0]:#04x} while {expected}")
+        handler(self, message)
+
+    def _on_session(self, message: bytes) -> None:
+        if message[1] != SessionStatus.OK:
+            self._refuse(message[1], _refusal_text(message[1]))
+            return
+        self._outgoing += build_authenticate(LoginMethod.QUERY)
+        self._state = _State.QUERYING
+
+    def _on_methods(self, message: bytes) -> None:
+        reply = parse(AUTHENTICATE, message)
+        offered = reply.data if reply.status == LoginStatus.OK else b""
+        for method in (LoginMethod.DIGEST, LoginMethod.DIGEST_RFC2069):
+            if method in offered:
+                self._method = method
+                first = DigestLogin(self._username)
+                self._outgoing += build_authenticate(method, build_digest_login(method, first))
+                self._state = _State.CHALLENGED
+                return
+        # Firmware that knows no query knows clear text.
+        clear_text = LoginMethod.CLEAR_TEXT in offered or not offered
+        if not (clear_text and self._allow_clear_text and self._password):
+            names = ", ".join(str(method) for method in offered[:8]) or "none"
+            self._refuse(reply.status, f"no login method we may use (offered: {names})")
+            return
+        self._method = LoginMethod.CLEAR_TEXT
+        login = {"username": self._username.encode(), "password": self._password.encode()}
+        self._outgoing += build_authenticate(self._method, CLEAR_TEXT_LOGIN.build(login))
+        self._state = _State.PROVING
+
+    def _on_challenge(self, message: bytes) -> None:
+        reply = parse(AUTHENTICATE, message)
+        if reply.status != LoginStatus.REFUSED or reply.method != self._method:
+            self._refuse(reply.status, f"no digest challenge but status {reply.status}")
+            return
+        with_qop = self._method is LoginMethod.DIGEST
+        challenge = parse(DIGEST_CHALLENGE if with_qop else DIGEST_RFC2069_CHALLENGE, reply.data)
+        realm = challenge.realm.decode(errors="replace")
+        qop = challenge.qop.decode(errors="replace") if with_qop else ""
+        if with_qop and "auth" not in [name.strip() for name in qop.split(",")]:
+            self._refuse(reply.status, f"quality of protection {qop[:40]!r}, expected 'auth'")
+            return
+        if self._realm and realm != self._realm:
+            # Another realm is another device, or a new provisioning: nothing for this secret.
+            self._refuse(reply.status, f"realm {realm[:80]!r}, expected {self._realm!r}")
+            return
+        login = DigestLogin(
+            self._username,
+            realm,
+            challenge.nonce.decode(errors="replace"),
+            cnonce=self._cnonce(),
+            nc=NONCE_COUNT,
+            qop="auth" if with_qop else "",
+        )
+        secret = self._ha1 or digest.ha1(self._username, realm, self._password)
+        login.response = digest_response(self._method, secret, login)
+        self._outgoing += build_authenticate(self._method, build_digest_login(self._method, login))
+        self._state = _State.PROVING
+
+    def _on_verdict(self, message: bytes) -> None:
+        reply = parse(AUTHENTICATE, message)
+        if reply.status != LoginStatus.OK:
+            # Even if it looks like another challenge: an answer to it would be the same secret
+            # again, and the device counts failures.
+            self._refuse(reply.status, "wrong user name or password")
+            return
+        self._outgoing += build_start_sol(self._settings, self._next_sequence())
+        self._state = _State.OPENING
+
+    def _on_opened(self, message: bytes) -> None:
+        if message[1] != SessionStatus.OK:
+            self._refuse(message[1], _refusal_text(message[1]))
+            return
+        self._state = _State.OPEN
+        self._events.append(SolOpened(self._method))
+        self._patience_until = self._now + self._silence if self._silence else None
+        # A device that never gives up (0) still hears from us, now and then, for the NATs' sake.
+        self._keepalive_at = self._now + (self._keepalive_interval or self.CLOSE_TIMEOUT * 10)
+
+    def _on_data(self, message: bytes) -> None:
+        if data := parse(SOL_DATA, message).data:
+            self._events.append(SolData(data))
+
+    def _on_controls(self, message: bytes) -> None:
+        parsed = parse(SOL_CONTROLS, message)
+        self._events.append(SolControls(Control(parsed.control), ControlStatus(parsed.line)))
+
+    def _on_heartbeat(self, message: bytes) -> None:
+        self._send_plain(MessageType.SOL_HEARTBEAT)
+
+    def _on_ping(self, message: bytes) -> None:
+        sequence = parse(SOL_PLAIN, message).sequence
+        self._outgoing += build_sol_plain(MessageType.SOL_KEEP_ALIVE_PONG, sequence)
+        self._spoke = True
+
+    def _on_pong(self, message: bytes) -> None:
+        """That it came is all it says."""
+
+    def _on_ended(self, message: bytes) -> None:
+        self._close("closed by us" if self._state is _State.CLOSING else "the device ended SOL")
+
+    def _next_sequence(self) -> int:
+        sequence = self._sequence
+        self._sequence = (sequence + 1) & 0xFFFFFFFF
+        return sequence
+
+    def _send_plain(self, kind: MessageType) -> None:
+        self._outgoing += build_sol_plain(kind, self._next_sequence())
+        self._spoke = True
+
+    def _refuse(self, status: int, reason: str) -> None:
+        self._end(SolRefused(status, reason))
+
+    def _close(self, reason: str) -> None:
+        if not self._closed:
+            self._end(SolClosed(reason))
+
+    def _end(self, event: SolEvent) -> None:
+        self._outgoing += END_SESSION.build({"type": MessageType.END_REDIRECTION_SESSION})
+        self._state = _State.CLOSED
+        self._keepalive_at = self._patience_until = None
+        self._password = self._ha1 = ""
+        self._events.append(event)
+
+    _HANDLERS: ClassVar[dict[_State, dict[int, Callable[[SolClient, bytes], None]]]] = {
+        _State.STARTING: {MessageType.START_REDIRECTION_SESSION_REPLY: _on_session},
+        _State.QUERYING: {MessageType.AUTHENTICATE_SESSION_REPLY: _on_methods},
+        _State.CHALLENGED: {MessageType.AUTHENTICATE_SESSION_REPLY: _on_challenge},
+        _State.PROVING: {MessageType.AUTHENTICATE_SESSION_REPLY: _on_verdict},
+        _State.OPENING: {MessageType.START_SOL_REDIRECTION_REPLY: _on_opened},
+        _State.OPEN: {
+            MessageType.SOL_DATA_FROM_HOST: _on_data,
+            MessageType.SOL_CONTROLS_FROM_HOST: _on_controls,
+            MessageType.SOL_HEARTBEAT: _on_heartbeat,
+            MessageType.SOL_KEEP_ALIVE_PING: _on_ping,
+            MessageType.SOL_KEEP_ALIVE_PONG: _on_pong,
+            MessageType.END_SOL_REDIRECTION_REPLY: _on_ended,
+        },
+        _State.CLOSING: {
+            MessageType.SOL_DATA_FROM_HOST: _on_data,
+            MessageType.SOL_CONTROLS_FROM_HOST: _on_controls,
+            MessageType.SOL_HEARTBEAT: _on_pong,
+            MessageType.SOL_KEEP_ALIVE_PING: _on_pong,
+            MessageType.SOL_KEEP_ALIVE_PONG: _on_pong,
+            MessageType.END_SOL_REDIRECTION_REPLY: _on_ended,
+        },
+    }
+
+
+def _refusal_text(status: int) -> str:
+    match status:
+        case SessionStatus.UNKNOWN_TYPE:
+            return "the device does not know SOL sessions"
+        case SessionStatus.BUSY:
+            return "busy: another SOL session is open"
+        case SessionStatus.UNSUPPORTED:
+            return "the device does not offer SOL (switched off, or not provisioned)"
+        case _:
+            return f"the device refused the session with status {status}"
+
+
+class MessageTracker:
+    """Where one direction of a passing session stands; the bytes themselves are not kept.
+
+    For those who must put a message of their own between two of somebody else's. After an unknown
+    type, a refusal (its size is not certain) or a session that is not SOL it is `lost` for good.
+    """
+
+    def __init__(self, direction: Direction) -> None:
+        self.lost = False
+        self.last_type: MessageType | None = None
+        self.settings: SolSettings | None = None
+        self._direction = direction
+        # The head of a message whose size is not known yet; a StartSolRedirection is kept whole.
+        self._head = bytearray()
+        # Bytes of the present message that are still to pass.
+        self._left = 0
+        self._type = 0
+
+    @property
+    def at_boundary(self) -> bool:
+        """No message is half through. Never true once `lost`."""
+        return not self.lost and not self._head and not self._left
+
+    @property
+    def rx_timeout(self) -> float | None:
+        """Seconds of HostSessionRxTimeout in the StartSolRedirection that passed, if one did."""
+        return self.settings.host_session_rx_timeout_ms / 1000 if self.settings else None
+
+    def receive_data(self, data: bytes) -> None:
+        """Follow `data`, a chunk of any size, in order."""
+        position = 0
+        while position < len(data) and not self.lost:
+            if self._left:
+                step = min(self._left, len(data) - position)
+                position += step
+                self._left -= step
+                if not self._left:
+                    self.last_type = MessageType(self._type)
+            else:
+                self._head.append(data[position])
+                position += 1
+                self._follow_head()
+
+    def _follow_head(self) -> None:
+        head = self._head
+        try:
+            size = message_size(self._direction, head)
+        except RedirectionFormatError:
+            self._give_up()
+            return
+        if size is None:
+            return
+        self._type = head[0]
+        if self._type in _REFUSALS and size == _REFUSAL:
+            self._give_up()
+        elif self._type in _KEPT and len(head) < size:
+            return
+        elif self._type == MessageType.START_REDIRECTION_SESSION and (
+            session_kind(bytes(head)) is not SessionKind.SOL
+        ):
+            self._give_up()
+        else:
+            if self._type == MessageType.START_SOL_REDIRECTION:
+                self.settings = parse_sol_settings(bytes(head))
+            self._left = size - len(head)
+            if not self._left:
+                self.last_type = MessageType(self._type)
+            head.clear()
+
+    def _give_up(self) -> None:
+        self.lost = True
+        self._head.clear()
+        self._left = 0
+
+
+# Messages the tracker reads, not only measures: both are short.
+_KEPT = frozenset({MessageType.START_REDIRECTION_SESSION, MessageType.START_SOL_REDIRECTION})
