@@ -82,6 +82,14 @@ class Dialer:
         if self._link is not None:
             self._link.abort(LinkLost(reason))
 
+    def wan_changed(self, reason: str) -> None:
+        """Cut a back-off; drop a link only when the address it was made from is gone."""
+        if not self.connected:
+            self._backoff.reset()
+            self._wake.set()
+        elif self._link is not None and not _is_own_address(self._link.local_address):
+            self.reconnect(f"WAN changed: {reason}")
+
     def status(self, now: float) -> dict[str, Any]:
         welcome = self.welcome
         return {
@@ -320,3 +328,14 @@ def require_private_peer(sock: socket.socket) -> None:
     address = ipaddress.ip_address(sock.getpeername()[0].partition("%")[0])
     if not address.is_private:
         raise LinkLost(f'tls.mode is "off", but {address} is neither loopback nor private')
+
+
+def _is_own_address(address: str) -> bool:
+    """Whether this host still has the address: only then can a socket be bound to it."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind((address, 0))
+        except OSError:
+            return False
+    return True

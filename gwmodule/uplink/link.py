@@ -125,6 +125,14 @@ class Link:
     def abort(self, reason: GatewayError) -> None:
         self._lose(reason)
 
+    @property
+    def local_address(self) -> str:
+        """The address the link was made from; "" when the socket is gone."""
+        try:
+            return str(self._sock.getsockname()[0])
+        except OSError:
+            return ""
+
     # ---- output -------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:

@@ -1,0 +1,113 @@
+"""The local control socket: one JSON request, one JSON answer, then the connection ends.
+
+    {"verb": "status"}  -->  {"ok": true, "result": {...}}  or  {"ok": false, "error": "..."}
+
+The socket's mode (0600) is the whole access control: whoever may open it owns the gateway anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gwmodule.errors import GatewayError
+from gwmodule.telemetry import EventLog
+
+MAX_REQUEST = 4096
+# A table of 1,024 devices is under 600 KiB.
+MAX_ANSWER = 8 * 1024 * 1024
+_TIMEOUT = 10.0
+
+Verb = Callable[[dict[str, Any]], Awaitable[Any]]
+
+
+class ControlError(GatewayError):
+    """The service does not run, or it refused the request."""
+
+
+class ControlServer:
+    def __init__(self, path: str, verbs: Mapping[str, Verb]) -> None:
+        self._path = Path(path)
+        self._verbs = verbs
+        self._log = EventLog("gwmodule.control")
+
+    async def run(self) -> None:
+        """Serve until cancelled. OSError when the socket cannot be made."""
+        self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+        # Made with the right mode, not changed to it afterwards.
+        before = os.umask(0o177)
+        try:
+            server = await asyncio.start_unix_server(
+                self._serve, self._path, limit=MAX_REQUEST, backlog=16
+            )
+        finally:
+            os.umask(before)
+        try:
+            async with server:
+                await server.serve_forever()
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                self._path.unlink()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                answer = await self._answer(reader)
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await writer.drain()
+        except (TimeoutError, OSError):
+            # The client is slow or gone; it hears nothing either way.
+            self._log.debug("control_client_gone")
+        finally:
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader) -> dict[str, Any]:
+        try:
+            request = json.loads(await reader.readuntil(b"\n"))
+        except (ValueError, RecursionError, asyncio.IncompleteReadError):
+            return {"ok": False, "error": "the request is no JSON line"}
+        except asyncio.LimitOverrunError:
+            return {"ok": False, "error": f"request over {MAX_REQUEST} bytes"}
+        if not isinstance(request, dict) or request.get("verb") not in self._verbs:
+            return {"ok": False, "error": f"unknown verb; known: {', '.join(sorted(self._verbs))}"}
+        try:
+            return {"ok": True, "result": await self._verbs[request.pop("verb")](request)}
+        except GatewayError as exc:
+            return {"ok": False, "error": str(exc)}
+        except Exception:
+            # A bug in a verb must not take the relay with it.
+            self._log.exception("control_failed")
+            return {"ok": False, "error": "internal error, see the log"}
+
+
+def ask(path: str, verb: str, arguments: Mapping[str, Any] | None = None) -> Any:
+    """Ask the running service; ControlError says why there is no answer."""
+    request = json.dumps({**(arguments or {}), "verb": verb}).encode() + b"\n"
+    answer = bytearray()
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(_TIMEOUT)
+            sock.connect(path)
+            sock.sendall(request)
+            while data := sock.recv(65536):
+                answer += data
+                if len(answer) > MAX_ANSWER:
+                    raise ControlError(f"{path}: an answer over {MAX_ANSWER} bytes")
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        raise ControlError(f"{path}: {reason}; is the service running?") from exc
+    try:
+        parsed = json.loads(answer)
+    except ValueError as exc:
+        raise ControlError(f"{path}: the answer is no JSON") from exc
+    if not parsed.get("ok"):
+        raise ControlError(str(parsed.get("error")))
+    return parsed["result"]

@@ -1,0 +1,358 @@
+"""The relay process, put together: what is observed goes up, what the MSP asks goes to the LAN.
+
+capture.sock --+                                   +--> Calls ----+
+listener ------+--> Devices --notices--> Dialer ---+              +--> LanDialer --> devices
+neighbours ----+       ^                 (session) +--> Streams --+
+probe <----------------+
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, assert_never
+from uuid import UUID
+
+from gwmodule import __version__
+from gwmodule.amt.presence import probe
+from gwmodule.config import Config
+from gwmodule.control import ControlServer
+from gwmodule.devices import Devices
+from gwmodule.errors import Code
+from gwmodule.lan.model import LanAddressesChanged, LanEvent, NeighbourChanged, WanChanged
+from gwmodule.lan.netlink import LanWatcher
+from gwmodule.privileges import drop_all_capabilities
+from gwmodule.relay.calls import Calls
+from gwmodule.relay.capture_client import CaptureClient
+from gwmodule.relay.dial import LanDialer
+from gwmodule.relay.listener import HelloListener
+from gwmodule.relay.policy import Policy
+from gwmodule.relay.probe import ProbeScheduler
+from gwmodule.relay.streams import Streams
+from gwmodule.telemetry import Counters, EventLog, memory
+from gwmodule.uplink.dialer import Dialer
+from gwmodule.wire.events import (
+    ChannelAccepted,
+    ChannelEnded,
+    ChannelOpened,
+    ChannelWritable,
+    DataReceived,
+    EofReceived,
+    Event,
+    LinkDead,
+    MessageReceived,
+    PeerGoingAway,
+    RoundTrip,
+    SessionReset,
+)
+from gwmodule.wire.messages import (
+    Call,
+    Cancel,
+    Message,
+    Notice,
+    NoticeAck,
+    Progress,
+    Result,
+    StreamTarget,
+)
+from gwmodule.wire.notices import NO_MAC, Hello, Observation, Presence, Source
+
+# Notices that wait in the mux; the rest stays in the outbox, where it still coalesces.
+_NOTICES_IN_FLIGHT = 64
+
+
+class Relay:
+    def __init__(self, config: Config, rng: random.Random) -> None:
+        self._config = config
+        self._log = EventLog("gwmodule.relay")
+        self._loop = asyncio.get_running_loop()
+        self._started = _process_start()
+        self._start_to_link_up: float | None = None
+        self._counters = Counters()
+        self._devices = Devices(config.devices, config.probe)
+        self._policy = Policy(config)
+        self._watcher = LanWatcher(config.lan, self._on_lan_event)
+        self._lan = LanDialer(config, self._watcher, self._policy)
+        self._dialer = Dialer(config, self, rng)
+        self._listener = HelloListener(config.lan.hello_port, self._on_hello)
+        self._capture = CaptureClient(
+            config.capture.socket, self._on_observation, self._on_capture_counters
+        )
+        self._capture_counters: dict[str, Any] = {}
+        self._prober = ProbeScheduler(config.probe, self._devices, self._probe, self._pump)
+        self._control = ControlServer(
+            config.control.socket,
+            {
+                "status": self._status,
+                "devices": self._list_devices,
+                "reconnect": self._reconnect,
+            },
+        )
+        self._listen_again = asyncio.Event()
+        self._pump_timer: asyncio.TimerHandle | None = None
+        self._streams: Streams
+        self._calls: Calls
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            self._streams = Streams(
+                self._dialer,
+                self._lan.dial,
+                tasks,
+                self._config.streams.max_streams,
+                self._counters,
+            )
+            self._calls = Calls(
+                self._dialer,
+                self._lan.dial,
+                self._streams.release_device,
+                tasks,
+                self._counters,
+            )
+            tasks.create_task(self._watcher.run(), name="netlink")
+            tasks.create_task(self._control.run(), name="control")
+            await self._watcher.ready.wait()
+            tasks.create_task(self._listen(), name="listener")
+            if self._config.capture.enabled:
+                tasks.create_task(self._capture.run(), name="capture")
+            if self._config.probe.enabled:
+                tasks.create_task(self._prober.run(), name="probe")
+            tasks.create_task(self._dialer.run(), name="dialer")
+
+    def reconnect(self, reason: str) -> None:
+        self._dialer.reconnect(reason)
+
+    # ---- what is observed ---------------------------------------------------------------------
+
+    def _on_observation(self, observation: Observation, age: float) -> None:
+        self._devices.observe(observation, self._loop.time() - age)
+        self._observed()
+
+    def _on_hello(
+        self, uuid: UUID, address: IPv4Address, version: int, retry: int, raw: bytes
+    ) -> None:
+        ifname = self._watcher.model.on_link(address)
+        if ifname is None:
+            self._counters["hello_not_from_lan"] += 1
+            return
+        neighbour = self._watcher.model.neighbour(address, ifname)
+        mac = NO_MAC if neighbour is None or neighbour.lladdr is None else neighbour.lladdr
+        hello = Hello(uuid, address, mac, version, retry, Source.LISTENER, raw)
+        self._log.info("hello", uuid=uuid, address=address, version=version, retry=retry)
+        self._devices.observe(hello, self._loop.time())
+        self._observed()
+
+    def _on_lan_event(self, event: LanEvent) -> None:
+        match event:
+            case NeighbourChanged():
+                self._devices.neighbour(
+                    event.mac, event.address, event.reachable, self._loop.time()
+                )
+                self._observed()
+            case LanAddressesChanged():
+                self._listen_again.set()
+            case WanChanged(reason):
+                self._dialer.wan_changed(reason)
+            case _:
+                assert_never(event)
+
+    async def _listen(self) -> None:
+        try:
+            while True:
+                model = self._watcher.model
+                wanted = {(model.own_addresses()[a], a) for a in model.listen_addresses()}
+                await self._listener.set_addresses(wanted)
+                self._listen_again.clear()
+                # An address that could not be bound is tried again by itself.
+                timeout = 5.0 if self._listener.failed else None
+                try:
+                    async with asyncio.timeout(timeout):
+                        await self._listen_again.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            await self._listener.close()
+
+    async def _probe(self, address: IPv4Address, mac: bytes) -> Presence | None:
+        return await probe(
+            address,
+            mac,
+            dial=self._lan.dial,
+            udp=self._lan.udp_socket,
+            timeout=self._config.probe.timeout,
+        )
+
+    def _observed(self) -> None:
+        self._prober.wake()
+        self._pump()
+
+    def _on_capture_counters(self, values: dict[str, Any]) -> None:
+        self._capture_counters = values
+
+    # ---- notices ------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Hand the outbox to the session as far as it is up, and come back when one is due."""
+        if self._pump_timer is not None:
+            self._pump_timer.cancel()
+            self._pump_timer = None
+        if not self._dialer.connected:
+            return
+        now = self._loop.time()
+        mux = self._dialer.mux
+        while mux.queued_messages < _NOTICES_IN_FLIGHT:
+            notice = self._devices.next_notice(now)
+            if notice is None:
+                break
+            mux.send_message(notice)
+        self._dialer.flush_soon()
+        due = self._devices.next_timeout()
+        if due is not None:
+            self._pump_timer = self._loop.call_at(max(due, now + 0.05), self._pump)
+
+    # ---- the session --------------------------------------------------------------------------
+
+    def session_up(self, fresh: bool) -> None:
+        now = self._loop.time()
+        if self._start_to_link_up is None:
+            self._start_to_link_up = _since(self._started)
+        if fresh:
+            self._devices.session_started(now)
+        self._pump()
+
+    def session_down(self) -> None:
+        """What is unacknowledged stays in the outbox."""
+
+    def session_event(self, event: Event) -> None:
+        match event:
+            case DataReceived(channel, data):
+                self._streams.data_received(channel, data)
+            case MessageReceived(message):
+                self._on_message(message)
+            case ChannelOpened(channel, priority, target):
+                if isinstance(target, StreamTarget):
+                    self._streams.opened(channel, priority, target)
+                else:
+                    self._dialer.mux.refuse(channel, Code.CHANNEL_STATE, "results go to the MSP")
+            case ChannelWritable(channel) | ChannelAccepted(channel):
+                self._streams.writable(channel)
+                self._calls.writable(channel)
+            case EofReceived(channel):
+                self._streams.eof_received(channel)
+            case ChannelEnded(channel, _, reason):
+                self._streams.ended(channel, reason)
+                self._calls.ended(channel)
+            case PeerGoingAway() | RoundTrip() | LinkDead() | SessionReset():
+                pass
+            case _:
+                assert_never(event)
+
+    def _on_message(self, message: Message) -> None:
+        match message:
+            case NoticeAck(sequence, want_snapshot):
+                self._devices.acknowledge(sequence)
+                if want_snapshot:
+                    self._devices.snapshot_wanted(self._loop.time())
+                self._pump()
+            case Call():
+                self._calls.start(message)
+            case Cancel(number):
+                self._calls.cancel(number)
+            case Notice() | Progress() | Result():
+                self._counters["messages_misdirected"] += 1
+            case _:
+                assert_never(message)
+
+    # ---- control verbs ------------------------------------------------------------------------
+
+    async def _status(self, _: dict[str, Any]) -> dict[str, Any]:
+        now = self._loop.time()
+        return {
+            "version": __version__,
+            "deployment": self._config.deployment,
+            "uptime_seconds": round(_since(self._started), 3),
+            "start_to_link_up_seconds": self._start_to_link_up,
+            "link": self._dialer.status(now),
+            "memory": {"relay": memory(), "capture": self._capture_memory()},
+            "capture": {
+                "enabled": self._config.capture.enabled,
+                "connected": self._capture.connected,
+                "malformed": self._capture.malformed,
+                **self._capture_counters,
+            },
+            "listener": {
+                "addresses": [f"{a}:{port}" for a, port in self._listener.listening.items()],
+                "failed": {str(a): why for a, why in self._listener.failed.items()},
+                "counters": dict(self._listener.counters),
+            },
+            "devices": {"known": len(self._devices), "counters": dict(self._devices.counters)},
+            "streams": len(self._streams),
+            "calls": len(self._calls),
+            "policy_refusals": dict(self._policy.counters),
+            "netlink": dict(self._watcher.counters),
+            "counters": dict(self._counters),
+        }
+
+    def _capture_memory(self) -> dict[str, int]:
+        """Its own word for it where the kernel does not let us look (different users)."""
+        if not self._capture.connected:
+            return {}
+        reported = {k: v for k, v in self._capture_counters.items() if k in ("rss_kib", "pss_kib")}
+        return memory(self._capture_counters.get("pid", 0)) or reported
+
+    async def _list_devices(self, _: dict[str, Any]) -> list[dict[str, Any]]:
+        return self._devices.listing(self._loop.time())
+
+    async def _reconnect(self, _: dict[str, Any]) -> dict[str, Any]:
+        self.reconnect("asked for by the local control socket")
+        return {"dialling": True}
+
+
+def run_relay(config: Config) -> int:
+    """The relay's main: 0 after SIGTERM or SIGINT."""
+    drop_all_capabilities()
+    return asyncio.run(_main(config))
+
+
+async def _main(config: Config) -> int:
+    relay = Relay(config, random.Random())
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine under asyncio.run has one
+    stopping = False
+
+    def stop() -> None:
+        nonlocal stopping
+        stopping = True
+        task.cancel()
+
+    handlers: dict[signal.Signals, Callable[[], None]] = {
+        signal.SIGTERM: stop,
+        signal.SIGINT: stop,
+        signal.SIGUSR1: lambda: relay.reconnect("SIGUSR1"),
+    }
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        await relay.run()
+    except asyncio.CancelledError:
+        if not stopping:
+            raise
+    return 0
+
+
+def _process_start() -> float:
+    """When the kernel started this process, in seconds since boot: imports count too."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _since(start: float) -> float:
+    return round(time.clock_gettime(time.CLOCK_BOOTTIME) - start, 3)

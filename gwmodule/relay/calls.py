@@ -1,0 +1,232 @@
+"""Calls: the MSP names a function, the gateway runs it against the device, once.
+
+    CALL --> validate --> policy and dial --> function (many SOAP exchanges) --> RESULT
+                                                                             \\-> bulk channel,
+                                                                                 when it is large
+One call at a time per device, devices in parallel. A call is never started past its deadline and
+never repeated; when its session is lost, its result is dropped and the MSP says "unknown".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any
+
+from gwmodule.amt.client import WsmanClient
+from gwmodule.amt.functions import Context, find, validate
+from gwmodule.errors import (
+    BadArgument,
+    Code,
+    GatewayError,
+    PolicyRefused,
+    WsmanFault,
+)
+from gwmodule.relay.streams import DialDevice, Uplink
+from gwmodule.telemetry import Counters, EventLog
+from gwmodule.wire.frames import MAX_PAYLOAD, Priority
+from gwmodule.wire.messages import Call, Progress, Result, ResultTarget
+from gwmodule.wire.mux import Mux
+from gwmodule.wire.notices import NO_UUID, format_mac
+
+MAX_CALLS = 64
+# What a RESULT's own fields take of a frame.
+_INLINE = MAX_PAYLOAD - 64
+_CHUNK = 16384
+
+
+@dataclass(slots=True)
+class _Running:
+    task: asyncio.Task[None]
+    cancelled: bool = False
+
+
+class Calls:
+    def __init__(
+        self,
+        uplink: Uplink,
+        dial: DialDevice,
+        release_device: Callable[[IPv4Address, str], int],
+        tasks: asyncio.TaskGroup,
+        counters: Counters,
+    ) -> None:
+        self._uplink = uplink
+        self._dial = dial
+        self._release_device = release_device
+        self._tasks = tasks
+        self._counters = counters
+        self._log = EventLog("gwmodule.calls")
+        self._running: dict[tuple[Mux, int], _Running] = {}
+        self._devices: dict[bytes, _Turn] = {}
+        self._bodies: dict[int, deque[bytes]] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def start(self, call: Call) -> None:
+        mux = self._uplink.mux
+        if len(self._running) >= MAX_CALLS or (mux, call.call) in self._running:
+            self._answer(mux, call, Code.LIMIT, {"error": f"{MAX_CALLS} calls are running"}, 0.0, 0)
+            return
+        task = self._tasks.create_task(self._run(mux, call), name=f"call-{call.call}")
+        self._running[mux, call.call] = _Running(task)
+
+    def cancel(self, number: int) -> None:
+        running = self._running.get((self._uplink.mux, number))
+        if running is not None:
+            running.cancelled = True
+            running.task.cancel()
+
+    # ---- one call -----------------------------------------------------------------------------
+
+    async def _run(self, mux: Mux, call: Call) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        client: WsmanClient | None = None
+        try:
+            function = find(call.function)
+            arguments = validate(function, _arguments(call))
+            async with self._turn(call.mac), asyncio.timeout_at(started + call.deadline):
+                client = self._client(call, started + call.deadline)
+                async with client:
+                    body = await function.run(client, arguments, self._context(mux, call))
+            code = Code.OK
+        except TimeoutError:
+            code = Code.DEADLINE
+            body = {"error": f"no result within {call.deadline:g} s"}
+        except asyncio.CancelledError:
+            if not self._running[mux, call.call].cancelled:
+                raise
+            code, body = Code.CANCELLED, {"error": "cancelled by the MSP"}
+        except GatewayError as exc:
+            code, body = getattr(exc, "code", Code.INTERNAL), describe(exc)
+        except Exception:
+            # A bug in one function must not end the relay: the MSP learns that it is one.
+            self._log.exception("call_failed", function=call.function)
+            code, body = Code.INTERNAL, {"error": "internal error of the gateway, see its log"}
+        finally:
+            self._running.pop((mux, call.call), None)
+        exchanges = 0 if client is None else client.facts.exchanges
+        if client is not None:
+            body.setdefault("_device", client.facts.as_json())
+        self._answer(mux, call, code, body, loop.time() - started, exchanges)
+
+    def _client(self, call: Call, deadline: float) -> WsmanClient:
+        async def dial(port: int) -> socket.socket:
+            return await self._dial(call.address, port, call.mac)
+
+        return WsmanClient(dial, call.credential, tls=call.tls, pin=call.pin, deadline=deadline)
+
+    def _context(self, mux: Mux, call: Call) -> Context:
+        def progress(done: int, total: int, step: str) -> None:
+            if mux is self._uplink.mux:
+                mux.send_message(Progress(call.call, done, total, step))
+                self._uplink.flush_soon()
+
+        return Context(
+            uuid=None if call.uuid == NO_UUID else call.uuid,
+            progress=progress,
+            sleep=asyncio.sleep,
+            release_redirection=lambda reason: self._release_device(call.address, reason),
+        )
+
+    def _turn(self, mac: bytes) -> _Turn:
+        turn = self._devices.get(mac)
+        if turn is None:
+            turn = self._devices[mac] = _Turn(lambda: self._devices.pop(mac, None))
+        return turn
+
+    # ---- results ------------------------------------------------------------------------------
+
+    def _answer(
+        self, mux: Mux, call: Call, code: Code, body: Any, elapsed: float, exchanges: int
+    ) -> None:
+        self._counters[f"calls_{code.name.lower()}"] += 1
+        self._log.info(
+            "call",
+            function=call.function,
+            address=call.address,
+            mac=format_mac(call.mac),
+            code=code.name.lower(),
+            ms=round(elapsed * 1000),
+            exchanges=exchanges,
+        )
+        if mux is not self._uplink.mux:
+            self._counters["results_dropped"] += 1
+            return
+        data = json.dumps(body, separators=(",", ":")).encode()
+        detached = len(data) > _INLINE
+        if detached:
+            channel = mux.open(ResultTarget(call.call), Priority.BULK)
+            chunks = (data[i : i + _CHUNK] for i in range(0, len(data), _CHUNK))
+            self._bodies[channel] = deque(chunks)
+        result = Result(call.call, code, elapsed, exchanges, b"" if detached else data, detached)
+        mux.send_message(result)
+        self._uplink.flush_soon()
+
+    def writable(self, channel: int) -> None:
+        """The MSP accepted a body's channel, or there is room again: send what fits."""
+        chunks = self._bodies.get(channel)
+        if chunks is None:
+            return
+        mux = self._uplink.mux
+        while chunks and mux.room(channel) > 0:
+            mux.send(channel, chunks.popleft())
+        if not chunks:
+            mux.send_eof(channel)
+            del self._bodies[channel]
+        self._uplink.flush_soon()
+
+    def ended(self, channel: int) -> None:
+        self._bodies.pop(channel, None)
+
+
+class _Turn:
+    """A lock of one device that disappears with its last user."""
+
+    def __init__(self, forget: Callable[[], object]) -> None:
+        self._lock = asyncio.Lock()
+        self._users = 0
+        self._forget = forget
+
+    async def __aenter__(self) -> None:
+        self._users += 1
+        try:
+            await self._lock.acquire()
+        except BaseException:
+            self._leave()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+        self._leave()
+
+    def _leave(self) -> None:
+        self._users -= 1
+        if not self._users:
+            self._forget()
+
+
+def _arguments(call: Call) -> dict[str, Any]:
+    try:
+        arguments = json.loads(call.arguments)
+    except (ValueError, RecursionError) as exc:
+        raise BadArgument("the arguments are no JSON") from exc
+    if not isinstance(arguments, dict):
+        raise BadArgument("the arguments are no JSON object")
+    return arguments
+
+
+def describe(exc: GatewayError) -> dict[str, Any]:
+    """An error as the body of a result: what happened, and what a program may look at."""
+    body: dict[str, Any] = {"error": str(exc), "kind": type(exc).__name__}
+    if isinstance(exc, WsmanFault):
+        body |= {"fault": exc.fault_code, "subcode": exc.subcode}
+    if isinstance(exc, PolicyRefused):
+        body["rule"] = exc.rule
+    return body

@@ -1,0 +1,272 @@
+"""Raw streams to the ports of devices: bytes are passed on as they come, never merged or changed.
+
+device socket --recv--> mux.send      paused while the channel's send queue is full
+mux DataReceived -----> socket.send   credit goes back when the device's TCP took the bytes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address
+from typing import Protocol
+
+from gwmodule.errors import Code, DeviceUnreachable, PolicyRefused
+from gwmodule.telemetry import Counters, EventLog
+from gwmodule.wire.frames import Priority
+from gwmodule.wire.messages import StreamTarget
+from gwmodule.wire.mux import Mux
+from gwmodule.wire.notices import format_mac
+
+# One read: a whole frame's payload, and so one frame for what the device sent at once.
+_READ = 16384
+
+DialDevice = Callable[[IPv4Address, int, bytes], Awaitable[socket.socket]]
+
+
+class Uplink(Protocol):
+    """What roles need of the session: the mux of the moment, and a flush."""
+
+    @property
+    def mux(self) -> Mux: ...
+
+    def flush_soon(self) -> None: ...
+
+
+class Streams:
+    """All streams of a session, by channel."""
+
+    def __init__(
+        self,
+        uplink: Uplink,
+        dial: DialDevice,
+        tasks: asyncio.TaskGroup,
+        max_streams: int,
+        counters: Counters,
+    ) -> None:
+        self._uplink = uplink
+        self._dial = dial
+        self._tasks = tasks
+        self._max_streams = max_streams
+        self._counters = counters
+        self._log = EventLog("gwmodule.streams")
+        self._streams: dict[int, _Stream] = {}
+        self._opening: dict[int, asyncio.Task[None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def opened(self, channel: int, priority: Priority, target: StreamTarget) -> None:
+        """The MSP asks for a stream: connect, then accept or refuse with the reason."""
+        if len(self._streams) + len(self._opening) >= self._max_streams:
+            self._refuse(channel, Code.LIMIT, f"{self._max_streams} streams are open")
+            return
+        task = self._tasks.create_task(self._open(channel, target), name=f"open-{channel}")
+        self._opening[channel] = task
+
+    async def _open(self, channel: int, target: StreamTarget) -> None:
+        try:
+            sock = await self._dial(target.address, target.port, target.mac)
+        except PolicyRefused as exc:
+            self._log.warning("stream_refused", rule=exc.rule, reason=exc)
+            self._refuse(channel, exc.code, str(exc))
+            return
+        except DeviceUnreachable as exc:
+            self._refuse(channel, exc.code, str(exc))
+            return
+        except asyncio.CancelledError:
+            # Cancelled by `ended`: the MSP does not want it any more. Anything else is a shutdown.
+            if channel in self._opening:
+                raise
+            return
+        finally:
+            self._opening.pop(channel, None)
+        self._streams[channel] = _Stream(self._uplink, channel, sock, target, self._closed)
+        self._uplink.mux.accept(channel)
+        self._uplink.flush_soon()
+        self._counters["streams_opened"] += 1
+        self._log.info(
+            "stream_opened",
+            channel=channel,
+            address=target.address,
+            port=target.port,
+            mac=format_mac(target.mac),
+        )
+
+    def _refuse(self, channel: int, code: Code, reason: str) -> None:
+        self._counters[f"streams_refused_{code.name.lower()}"] += 1
+        self._uplink.mux.refuse(channel, code, reason)
+        self._uplink.flush_soon()
+
+    def data_received(self, channel: int, data: bytes) -> None:
+        if channel in self._streams:
+            self._streams[channel].data_received(data)
+
+    def eof_received(self, channel: int) -> None:
+        if channel in self._streams:
+            self._streams[channel].eof_received()
+
+    def writable(self, channel: int) -> None:
+        if channel in self._streams:
+            self._streams[channel].resume_reading()
+
+    def ended(self, channel: int, reason: str) -> None:
+        """The MSP reset it, or its session is lost."""
+        if channel in self._streams:
+            self._streams[channel].close(reason)
+        elif channel in self._opening:
+            self._opening.pop(channel).cancel()
+
+    def release_device(self, address: IPv4Address, reason: str) -> int:
+        """Close our redirection streams to a device, which refuses power off and cycle while one
+        is open. Returns how many there were.
+        """
+        mine = [s for s in self._streams.values() if s.target.address == address]
+        for stream in mine:
+            stream.reset(Code.POWER_ACTION, reason)
+        return len(mine)
+
+    def _closed(self, stream: _Stream, reason: str) -> None:
+        del self._streams[stream.channel]
+        self._counters["bytes_to_devices"] += stream.bytes_to_device
+        self._counters["bytes_from_devices"] += stream.bytes_from_device
+        self._log.info(
+            "stream_closed",
+            channel=stream.channel,
+            address=stream.target.address,
+            to_device=stream.bytes_to_device,
+            from_device=stream.bytes_from_device,
+            reason=reason,
+        )
+
+
+class _Stream:
+    """One channel spliced to one socket."""
+
+    def __init__(
+        self,
+        uplink: Uplink,
+        channel: int,
+        sock: socket.socket,
+        target: StreamTarget,
+        on_closed: Callable[[_Stream, str], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._uplink = uplink
+        self.channel = channel
+        self._sock = sock
+        self.target = target
+        self._on_closed = on_closed
+        self._to_device: deque[bytes] = deque()
+        self._eof_to_device = False
+        self._eof_from_device = False
+        self._shut_down = False
+        self._writing = False
+        self._closed = False
+        self.bytes_to_device = 0
+        self.bytes_from_device = 0
+        self._reading = False
+        self.resume_reading()
+
+    # ---- device to MSP ------------------------------------------------------------------------
+
+    def resume_reading(self) -> None:
+        if not self._reading and not self._eof_from_device and not self._closed:
+            self._reading = True
+            self._loop.add_reader(self._sock.fileno(), self._on_readable)
+
+    def _pause_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._sock.fileno())
+
+    def _on_readable(self) -> None:
+        mux = self._uplink.mux
+        if mux.room(self.channel) <= 0:
+            self._pause_reading()
+            return
+        try:
+            data = self._sock.recv(_READ)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as exc:
+            self.reset(Code.CONNECTION_LOST, f"the device's connection broke: {exc.strerror}")
+            return
+        if data:
+            self.bytes_from_device += len(data)
+            mux.send(self.channel, data)
+        else:
+            self._eof_from_device = True
+            self._pause_reading()
+            mux.send_eof(self.channel)
+            self._close_when_done()
+        self._uplink.flush_soon()
+
+    # ---- MSP to device ------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        self._to_device.append(data)
+        if not self._writing:
+            self._write()
+
+    def eof_received(self) -> None:
+        self._eof_to_device = True
+        if not self._writing:
+            self._write()
+
+    def _write(self) -> None:
+        while self._to_device:
+            chunk = self._to_device[0]
+            try:
+                sent = self._sock.send(chunk)
+            except (BlockingIOError, InterruptedError):
+                self._watch_writable(True)
+                return
+            except OSError as exc:
+                self.reset(Code.CONNECTION_LOST, f"the device's connection broke: {exc.strerror}")
+                return
+            self.bytes_to_device += sent
+            self._uplink.mux.consume(self.channel, sent, self._loop.time())
+            if sent == len(chunk):
+                self._to_device.popleft()
+            else:
+                self._to_device[0] = chunk[sent:]
+        self._watch_writable(False)
+        self._uplink.flush_soon()
+        if self._eof_to_device and not self._shut_down:
+            self._shut_down = True
+            # The device may have closed first: then its EOF or RST is on the way to us.
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_WR)
+            self._close_when_done()
+
+    def _watch_writable(self, wanted: bool) -> None:
+        if wanted and not self._writing:
+            self._loop.add_writer(self._sock.fileno(), self._write)
+        elif self._writing and not wanted:
+            self._loop.remove_writer(self._sock.fileno())
+        self._writing = wanted
+
+    # ---- the end ------------------------------------------------------------------------------
+
+    def _close_when_done(self) -> None:
+        if self._eof_from_device and self._shut_down:
+            self.close("both ends closed")
+
+    def reset(self, code: Code, reason: str) -> None:
+        self._uplink.mux.reset(self.channel, code, reason)
+        self._uplink.flush_soon()
+        self.close(reason)
+
+    def close(self, reason: str) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._pause_reading()
+        self._watch_writable(False)
+        self._sock.close()
+        self._to_device.clear()
+        self._on_closed(self, reason)
