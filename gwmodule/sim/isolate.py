@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from gwmodule.errors import GatewayError
+
 # Set for everything inside; says to a program that it may build networks here.
 MARK = "GWMODULE_ISOLATED"
 
@@ -26,10 +28,13 @@ USER_NAMESPACE = ("--user", "--map-root-user")
 # What a new mount and network namespace lack.
 PREPARE = 'mount -t tmpfs -o mode=755 tmpfs /run && ip link set lo up && exec "$@"'
 
+# Where Debian keeps ip, nft and dnsmasq; an ordinary user's PATH leaves it out.
+SBIN = ("/usr/sbin", "/sbin")
+
 CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 
 
-class IsolationError(Exception):
+class IsolationError(GatewayError):
     """The kernel or a missing program forbids it; the message says what would help."""
 
 
@@ -45,14 +50,20 @@ def privileged() -> bool:
     return effective & needed == needed
 
 
+def search_path() -> str:
+    return os.pathsep.join((os.environ.get("PATH", os.defpath), *SBIN))
+
+
 def unshare_command() -> list[str]:
     """The start of a command line that isolates the rest of it; IsolationError if that fails."""
-    missing = [name for name in ("unshare", "mount", "ip") if shutil.which(name) is None]
+    path = search_path()
+    missing = [name for name in ("unshare", "mount", "ip") if not shutil.which(name, path=path)]
     if missing:
         raise IsolationError(f"not installed: {', '.join(missing)} (util-linux, iproute2)")
     prefix = ["unshare", *(() if privileged() else USER_NAMESPACE), *NAMESPACES]
     prefix += ["sh", "-c", PREPARE, "isolate"]
-    trial = subprocess.run([*prefix, "true"], capture_output=True, text=True)
+    environment = {**os.environ, "PATH": path}
+    trial = subprocess.run([*prefix, "true"], capture_output=True, text=True, env=environment)
     if trial.returncode != 0:
         raise IsolationError(
             f"this kernel does not allow namespaces here ({trial.stderr.strip()}). Run as root, or"
@@ -67,7 +78,8 @@ def execute(command: list[str]) -> NoReturn:
     prefix = unshare_command()
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execvpe(prefix[0], [*prefix, *command], {**os.environ, MARK: "1"})  # noqa: S606
+    environment = {**os.environ, "PATH": search_path(), MARK: "1"}
+    os.execvpe(prefix[0], [*prefix, *command], environment)  # noqa: S606
 
 
 def main() -> int:

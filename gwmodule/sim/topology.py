@@ -8,8 +8,8 @@
 
 `mgmt` is the WAN of the ISP's own management; `subscriber` carries the PCs, masqueraded, and a
 portal in `isp` drops it until somebody logs in. `nat` is a second NAT, so the MSP sees neither of
-the gateway's addresses. Variants: `walled-garden` has one WAN, of which the portal lets only the MSP
-through; `standalone` has an ordinary router in the gateway's place and a box beside the PCs.
+the gateway's addresses. Variants: `walled-garden` has one WAN, of which the portal lets only the
+MSP through; `standalone` has an ordinary router in the gateway's place and a box beside the PCs.
 
 All addresses are private (RFC 1918), shared (RFC 6598) or for documentation (RFC 5737, RFC 7042).
 """

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gwmodule.sim import isolate
-from gwmodule.sim.lab import Lab
+from gwmodule.sim.hosts import Lab
 
 PROGRAMS = ("ip", "nft", "nsenter", "unshare", "dnsmasq", "udhcpc", "amtterm", "strace", "setpriv")
 

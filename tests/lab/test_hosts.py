@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gwmodule.sim.lab import Lab, LabError, Service, wait_until
+from gwmodule.sim.hosts import Lab, LabError, Service, wait_until
 from gwmodule.sim.services import start_dhcp_client, start_dhcp_server, wait_for_lease
 from gwmodule.sim.topology import (
     MANAGEMENT,

@@ -1,0 +1,69 @@
+# Each target is one command. CI runs the same ones (.ci/run); `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+STAMP := $(VENV)/.installed
+ISOLATED := $(BIN)/python -m gwmodule.sim.isolate -- $(BIN)/python
+
+# An ordinary user's PATH on Debian has no sbin, where ip, nft and dnsmasq live.
+export PATH := $(PATH):/usr/sbin:/sbin
+# program=package, for the lab and its tests
+PROGRAMS := ip=iproute2 nft=nftables dnsmasq=dnsmasq-base udhcpc=udhcpc amtterm=amtterm \
+	strace=strace setpriv=util-linux
+
+.DEFAULT_GOAL := help
+.PHONY: help setup programs demo lab test test-lab check format bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: $(STAMP) programs ## make .venv, install the package and the programs of the lab
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+# Not fatal: the demo does without dnsmasq and udhcpc, and the tests say what they miss.
+programs:
+	@missing=; for pair in $(PROGRAMS); do \
+	  command -v $${pair%=*} >/dev/null || missing="$$missing $${pair#*=}"; done; \
+	[ -n "$$missing" ] || exit 0; \
+	if [ "$$(id -u)" = 0 ]; then sudo=env; else sudo="sudo -n"; fi; \
+	echo "installing:$$missing"; \
+	$$sudo apt-get update -qq </dev/null && \
+	$$sudo env DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -qq -y --no-install-recommends $$missing </dev/null || \
+	echo "could not install them; run: sudo apt-get install --no-install-recommends$$missing"
+
+demo: setup ## the main job, told with times, ending with one JSON line
+	$(BIN)/gwmodule-sim demo
+
+lab: setup ## the same lab, left running until Ctrl-C
+	$(BIN)/gwmodule-sim lab
+
+test: setup ## all tests
+	$(BIN)/python -m pytest -n 2 -m "not lab and not root"
+	$(ISOLATED) -m pytest -m "lab or root"
+
+test-lab: setup ## the whole system in network namespaces
+	$(ISOLATED) -m pytest tests/lab
+
+check: $(STAMP) ## lint, format, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+format: $(STAMP) ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## the measurements of docs/, slow
+	$(ISOLATED) -m pytest -s -m slow tests/bench
+
+clean: ## remove everything that was built
+	rm -rf $(VENV) .tox build dist artifacts *.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
