@@ -269,9 +269,9 @@ class Session:
         self.ended = True
         if self._expiry is not None:
             self._expiry.cancel()
-        if self._link is not None:
-            self._link.close(GoAway(code, reason))
-            self._link = None
+        link, self._link = self._link, None
+        if link is not None:
+            link.close(GoAway(code, reason))
         self.mux.abandon(code, reason)
         while (event := self.mux.next_event()) is not None:
             self._handle(event, [])

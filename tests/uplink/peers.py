@@ -1,0 +1,167 @@
+"""A gateway's dialer and an MSP listener on loopback, with real certificates."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import random
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gwmodule.config import BackoffConfig, Config, LivenessConfig, MspPeerConfig, TlsConfig
+from gwmodule.msp.listener import GatewayListener, ListenerConfig
+from gwmodule.msp.pki import Authority
+from gwmodule.msp.session import Sessions
+from gwmodule.uplink.dialer import Dialer
+from gwmodule.wire.events import Event
+from gwmodule.wire.notices import Observation
+
+NOW = datetime.datetime.now(datetime.UTC).timestamp()
+
+
+@dataclass
+class MemoryRegistry:
+    """The listener's view of a registry, with everything it was told."""
+
+    allowed: set[str] = field(default_factory=lambda: {"gw-1", "gw-2"})
+    observed: list[Observation] = field(default_factory=list)
+    committed: int = 0
+    connected: list[str] = field(default_factory=list)
+    digest: bytes | None = None
+
+    def is_gateway_allowed(self, gateway: str, fingerprint: str) -> bool:
+        return gateway in self.allowed
+
+    def gateway_connected(
+        self, gateway: str, fingerprint: str, address: str, port: int, software: str, at: float
+    ) -> None:
+        self.connected.append(gateway)
+
+    def gateway_disconnected(self, gateway: str, at: float) -> None:
+        self.connected = [name for name in self.connected if name != gateway]
+
+    def observe(
+        self,
+        gateway: str,
+        address: str,
+        port: int,
+        observation: Observation,
+        age: float,
+        at: float,
+    ) -> None:
+        self.observed.append(observation)
+
+    def stored_digest(self, gateway: str) -> bytes | None:
+        return self.digest
+
+    def commit(self) -> None:
+        self.committed = len(self.observed)
+
+
+class Recorder:
+    """A SessionHandler that keeps what it hears and wakes whoever waits."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.ups: list[bool] = []
+        self.downs = 0
+        self.changed = asyncio.Event()
+
+    def session_up(self, fresh: bool) -> None:
+        self.ups.append(fresh)
+        self.changed.set()
+
+    def session_down(self) -> None:
+        self.downs += 1
+        self.changed.set()
+
+    def session_event(self, event: Event) -> None:
+        self.events.append(event)
+        self.changed.set()
+
+
+class Peers:
+    """One MSP and any number of gateways, started and stopped by hand."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.authority = Authority.open(directory / "ca", NOW)
+        self.authority.ensure_server_certificate(["msp.example", "127.0.0.1"], NOW)
+        self.registry = MemoryRegistry()
+        self.sessions = Sessions()
+        self.port = 0
+        self.group: asyncio.TaskGroup
+        self.running: list[asyncio.Task[None]] = []
+        self._msp: asyncio.Task[None] | None = None
+        self.listener: GatewayListener
+
+    async def start_msp(self, *, wait: float = 5.0) -> None:
+        self.sessions = Sessions()
+        self.listener = GatewayListener(
+            ListenerConfig(
+                "127.0.0.1",
+                self.port,
+                str(self.authority.server_certificate_path),
+                str(self.authority.server_key_path),
+                str(self.authority.ca_path),
+                wait=wait,
+            ),
+            self.registry,
+            self.sessions,
+        )
+        self._msp = self.group.create_task(self.listener.run())
+        self.running.append(self._msp)
+        await self.listener.listening.wait()
+        self.port = self.listener.port
+
+    async def stop_msp(self) -> None:
+        assert self._msp is not None
+        self._msp.cancel()
+        await asyncio.wait([self._msp])
+
+    def config(self, name: str = "gw-1", certified_as: str | None = None) -> Config:
+        bundle = self.authority.gateway_bundle(certified_as or name, NOW)
+        home = self.directory / name
+        home.mkdir(exist_ok=True)
+        (home / "gateway.key").write_text(bundle.key)
+        (home / "gateway.crt").write_text(bundle.certificate)
+        return Config(
+            msp=MspPeerConfig((f"127.0.0.1:{self.port}",), "msp.example", 5.0),
+            tls=TlsConfig(
+                "mutual",
+                str(home / "gateway.crt"),
+                str(home / "gateway.key"),
+                str(self.authority.ca_path),
+            ),
+            backoff=BackoffConfig(first=0.02, cap=0.1, healthy=10.0),
+            liveness=LivenessConfig(interval=0.2, timeout=1.0),
+        )
+
+    def start_gateway(self, config: Config) -> tuple[Dialer, Recorder, asyncio.Task[None]]:
+        recorder = Recorder()
+        dialer = Dialer(config, recorder, random.Random(7))
+        task = self.group.create_task(dialer.run())
+        self.running.append(task)
+        return dialer, recorder, task
+
+
+@contextlib.asynccontextmanager
+async def peers(directory: Path) -> AsyncIterator[Peers]:
+    made = Peers(directory)
+    async with asyncio.TaskGroup() as tasks:
+        made.group = tasks
+        await made.start_msp()
+        try:
+            yield made
+        finally:
+            for task in made.running:
+                task.cancel()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition that the loop will make true; TimeoutError says it never did."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - the condition may look at anything
+            await asyncio.sleep(0.005)
