@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gwmodule.capture.flood import MAX_BUCKETS, FloodLimit
+
+PC = b"pc"
+
+
+def test_a_burst_passes_and_what_exceeds_it_does_not() -> None:
+    limit = FloodLimit(rate=2, burst=3)
+    assert [limit.admits(PC, now=0.0) for _ in range(5)] == [True, True, True, False, False]
+
+
+def test_the_bucket_fills_again_at_its_rate() -> None:
+    limit = FloodLimit(rate=2, burst=3)
+    for _ in range(3):
+        limit.admits(PC, now=0.0)
+    assert not limit.admits(PC, now=0.4)
+    assert limit.admits(PC, now=0.5)
+    assert [limit.admits(PC, now=100.0) for _ in range(4)] == [True, True, True, False]
+
+
+def test_each_sender_has_its_own_bucket() -> None:
+    limit = FloodLimit(rate=1, burst=1)
+    assert limit.admits(b"a", now=0.0)
+    assert limit.admits(b"b", now=0.0)
+    assert not limit.admits(b"a", now=0.0)
+
+
+def test_a_flood_of_forged_senders_forgets_the_longest_silent() -> None:
+    limit = FloodLimit(rate=0.001, burst=1)
+    limit.admits(b"silent", now=0.0)
+    limit.admits(PC, now=0.0)
+    for number in range(MAX_BUCKETS - 1):
+        limit.admits(number.to_bytes(6, "big"), now=0.0)
+        assert not limit.admits(PC, now=0.0)
+    assert limit.admits(b"silent", now=0.0)
+
+
+@given(st.lists(st.floats(0, 0.5)))
+def test_never_more_than_burst_and_rate_allow(gaps: list[float]) -> None:
+    limit = FloodLimit(rate=5, burst=4)
+    now = 0.0
+    admitted = 0
+    for gap in gaps:
+        now += gap
+        admitted += limit.admits(PC, now)
+    assert admitted <= 4 + 5 * now + 1e-6
