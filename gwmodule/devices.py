@@ -133,8 +133,8 @@ class Device:
 
 
 class Devices:
-    """The table and its outbox: at most `config.max_devices` rows of some hundred bytes and the last
-    Hello each (under 1 KiB from real firmware, 8 KiB at the very most).
+    """The table and its outbox: at most `config.max_devices` rows of some hundred bytes, and the
+    last Hello of each (under 1 KiB from real firmware, 8 KiB at the very most).
 
     What is true is not decided here: every observation becomes a notice, and the MSP judges.
     """
@@ -276,15 +276,19 @@ class Devices:
         )
         return Digest(len(rows), hashlib.sha256("\n".join(rows).encode()).digest())
 
+    def next_notice_at(self) -> float | None:
+        """When an unacknowledged notice is due again; new ones do not wait for it."""
+        return self._outbox.next_repeat()
+
     def next_timeout(self) -> float | None:
-        """The earlier of the next probe and the next repetition; new notices do not wait for it."""
-        times = (self.next_probe_at(), self._outbox.next_repeat())
+        """The earlier of `next_probe_at` and `next_notice_at`."""
+        times = (self.next_probe_at(), self.next_notice_at())
         return min((time for time in times if time is not None), default=None)
 
     # -- for people ------------------------------------------------------------------------------
 
     def listing(self, now: float) -> list[dict[str, Any]]:
-        """The table for `gwmodule devices`, JSON-able, least recently seen first. Ages in seconds."""
+        """For `gwmodule devices`: JSON-able rows, least recently seen first; ages in seconds."""
         return [self._row(device, now) for device in self._table.values()]
 
     def status(self) -> dict[str, int]:
@@ -326,8 +330,8 @@ class Devices:
             return
         if isinstance(key, UUID):
             self._unplaced[key] = hello
-        else:
-            self._merge_unplaced(device, hello.address, now)
+        elif (before := self._unplaced.get(hello.uuid)) and before.address == hello.address:
+            self._forget(hello.uuid)
         self._move(device, hello.address)
         self._take_hello(device, hello, now)
         self._probe_soon(device, now)

@@ -1,4 +1,4 @@
-"""Runs the active probes that `Devices` plans: managed devices send no Hello and are found this way."""
+"""Runs the probes that `Devices` plans: managed devices send no Hello and are found this way."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class ProbeScheduler:
 
     def __init__(
         self,
-        devices: Devices,
         config: ProbeConfig,
+        devices: Devices,
         ask: AskPresence,
         on_result: Callable[[], None] = lambda: None,
     ) -> None:
-        self._devices = devices
         self._config = config
+        self._devices = devices
         self._ask = ask
         self._on_result = on_result
         self._running = 0
