@@ -81,8 +81,10 @@ def request(path: Path, command: str, timeout: float = 5.0) -> dict[str, Any]:
         raise ControlError(f"no simulator answers on {path}: {exc.strerror or exc}") from exc
     except ValueError as exc:
         raise ControlError(f"{path} answers no JSON") from exc
-    if not isinstance(answered, dict) or not answered.get("ok"):
-        raise ControlError(f"{path}: {answered.get('error', 'refused')}")
+    if not isinstance(answered, dict):
+        raise ControlError(f"{path} answers no JSON object")
+    if not answered.get("ok"):
+        raise ControlError(f"{path}: {answered.get('error')}")
     return answered
 
 

@@ -158,7 +158,8 @@ def parse_xml(data: bytes) -> Element:
     parser.StartDoctypeDeclHandler = doctype
     try:
         parser.Parse(data, True)
-    except expat.ExpatError as exc:
+    except (expat.ExpatError, LookupError, ValueError) as exc:
+        # The latter two: an encoding that Python does not know, or does not feed to expat.
         raise Fault("c:SchemaValidationError", f"not well-formed: {exc}") from exc
     return root.children[0]
 
