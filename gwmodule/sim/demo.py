@@ -27,7 +27,7 @@ from gwmodule.sim.lab import (
     stop_on_sigterm,
     wait_for_ctrl_c,
 )
-from gwmodule.sim.services import GATEWAY, UUIDS, System
+from gwmodule.sim.services import GATEWAY, LOGIN, UUIDS, System
 from gwmodule.sim.topology import MACS, MANAGEMENT, NAT_WAN, PCS, TWO_WANS, WEB
 
 # A step that takes longer than this has failed, whatever it waits for.
@@ -77,7 +77,7 @@ class Demo:
     def link(self) -> str:
         self.system.start_gateway()
         gateway = self.gateway()
-        check(gateway["connected"], "the MSP does not see the gateway")
+        check(gateway["connectionStatus"], "the MSP does not see the gateway")
         check(gateway["address"] == NAT_WAN, f"the MSP sees {gateway['address']}, not the NAT")
         return f"{MANAGEMENT} after two routers and a NAT: {NAT_WAN}:{gateway['port']}"
 
@@ -110,7 +110,7 @@ class Demo:
         self.start_device("pc3")
         self.system.wait_for_candidate("pc3", PATIENCE)
         device = self.system.identify("pc3")
-        check(device["uuid"] == UUIDS["pc3"], f"identified as {device['uuid']}")
+        check(device["guid"] == UUIDS["pc3"], f"identified as {device['uuid']}")
         return f"{MACS['pc3']} answers as AMT and says it is {device['uuid']}"
 
     def activate(self) -> str:
@@ -126,7 +126,7 @@ class Demo:
         return json.dumps(answer)
 
     def reset_sol(self) -> str:
-        sol = self.system.technician_command("sol", UUIDS["pc1"])
+        sol = self.system.technician_command("sol", UUIDS["pc1"], *LOGIN)
         lab = self.system.lab
         watching = lab.start("msp", [*sol, "--expect", LAST_BOOT_TEXT, *BOOT_TIMEOUT], log="sol")
         wait_until("the prompt over SOL", lambda: PROMPT in watching.log.read_text(), PATIENCE)
@@ -137,7 +137,14 @@ class Demo:
         for line in BOOT_TEXTS:
             check(line in text, f"{line!r} is missing in what SOL showed")
         typed = self.system.technician(
-            "sol", UUIDS["pc1"], "--send", "uuid\\r", "--expect", UUIDS["pc1"], *BOOT_TIMEOUT
+            "sol",
+            UUIDS["pc1"],
+            *LOGIN,
+            "--send",
+            "uuid\\r",
+            "--expect",
+            UUIDS["pc1"],
+            *BOOT_TIMEOUT,
         )
         check(typed.returncode == 0, f"the typed line got no answer: {typed.stderr.strip()}")
         return f"{printable(text)}\ntyped `uuid`, answered {UUIDS['pc1']}"
@@ -152,8 +159,8 @@ class Demo:
             "address": self.addresses[pc],
             "mac": MACS[pc],
             "gateway": GATEWAY,
-            "gateway_address": NAT_WAN,
-            "gateway_port": gateway["port"],
+            "gatewayAddress": NAT_WAN,
+            "gatewayPort": gateway["port"],
         }
         for key, value in expected.items():
             check(record[key] == value, f"{pc}: {key} is {record[key]}, not {value}")
@@ -194,33 +201,42 @@ def main(args: argparse.Namespace) -> int:
         execute(["demo", *(["--keep"] if args.keep else [])])
     stop_on_sigterm()
     started = time.monotonic()
+    real = real_dhcp()
+    results: dict[str, dict[str, Any]] = {}
     print("The lab: PCs, a home gateway, an ISP with a portal, a second NAT, an MSP", flush=True)
-    with Lab(TWO_WANS) as lab:
-        demo = Demo(System(lab, real_dhcp=real_dhcp()))
-        results, problem = tell(demo.steps())
-        if problem:
-            print(f"\nFAILED: {problem}", flush=True)
-            for name, service in lab.services.items():
-                print(f"\n{name} ({service.host}), last lines:\n{service.tail()}", flush=True)
-        if args.keep:
-            print(guide(lab, demo.addresses), flush=True)
-            wait_for_ctrl_c()
-    answer = {
+    try:
+        with Lab(TWO_WANS) as lab:
+            demo = Demo(System(lab, real_dhcp=real))
+            problem = tell(demo.steps(), results)
+            if problem:
+                print_logs(lab)
+            if args.keep:
+                print(guide(lab, demo.addresses), flush=True)
+                wait_for_ctrl_c()
+    except GatewayError as exc:
+        problem = f"the lab itself: {exc}"
+    answer: dict[str, Any] = {
         "ok": not problem,
         "seconds": round(time.monotonic() - started, 1),
-        "dhcp": "dnsmasq, udhcpc" if demo.system.real_dhcp else "gwmodule.sim.dhcp",
+        "dhcp": "dnsmasq, udhcpc" if real else "gwmodule.sim.dhcp",
         "steps": results,
-        **({"problem": problem} if problem else {}),
     }
+    if problem:
+        print(f"\nFAILED: {problem}")
+        answer["problem"] = problem
     print(json.dumps(answer))
     return 1 if problem else 0
 
 
+def print_logs(lab: Lab) -> None:
+    for name, service in lab.services.items():
+        print(f"\n{name} ({service.host}), last lines:\n{service.tail()}", flush=True)
+
+
 def tell(
-    steps: tuple[tuple[str, str, Callable[[], str]], ...],
-) -> tuple[dict[str, dict[str, Any]], str]:
-    """Run the steps up to the first that fails; their results and what went wrong."""
-    results: dict[str, dict[str, Any]] = {}
+    steps: tuple[tuple[str, str, Callable[[], str]], ...], results: dict[str, dict[str, Any]]
+) -> str:
+    """Run the steps up to the first that fails; what went wrong, or nothing."""
     began = time.monotonic()
     for name, text, step in steps:
         start = time.monotonic()
@@ -228,14 +244,13 @@ def tell(
         try:
             proof, problem = step(), ""
         except GatewayError as exc:
-            proof, problem = "", str(exc)
-        elapsed = time.monotonic() - start
-        results[name] = {"ok": not problem, "ms": round(elapsed * 1000)}
+            proof, problem = "", f"{name}: {exc}"
+        results[name] = {"ok": not problem, "ms": round((time.monotonic() - start) * 1000)}
         if problem:
-            return results, f"{name}: {problem}"
+            return problem
         for line in proof.splitlines():
             print(f"          {line}", flush=True)
-    return results, ""
+    return ""
 
 
 def check(holds: bool, problem: str) -> None:

@@ -20,8 +20,8 @@ from typing import NoReturn
 
 from gwmodule.sim import isolate
 from gwmodule.sim.hosts import Lab, LabError, enter_command, python
-from gwmodule.sim.services import MSP_API, UUIDS, System, missing_lan_programs
-from gwmodule.sim.topology import PCS, SUBSCRIBER, TOPOLOGIES, TWO_WANS
+from gwmodule.sim.services import CONFIG, GATEWAY, LOGIN, UUIDS, System, missing_lan_programs
+from gwmodule.sim.topology import MACS, PCS, SUBSCRIBER, TOPOLOGIES, TWO_WANS
 
 # What each PC of the lab is; pc3 was provisioned long ago.
 DEVICES = {
@@ -67,8 +67,7 @@ def hello_target(pc: str, relay_address: str) -> str:
 
 
 def guide(lab: Lab, addresses: dict[str, str]) -> str:
-    api = f"gwmodule-msp --api {MSP_API}"
-    uuid = UUIDS["pc1"]
+    uuid, login = UUIDS["pc1"], " ".join(LOGIN)
     pcs = "\n".join(f"    {pc}  {addresses[pc]:<16} {UUIDS[pc]}" for pc in PCS)
     return f"""
 The lab {lab.topology.name} runs until Ctrl-C. Its hosts: {", ".join(lab.topology.hosts)}.
@@ -76,14 +75,13 @@ The lab {lab.topology.name} runs until Ctrl-C. Its hosts: {", ".join(lab.topolog
 
 In another terminal:
     gwmodule-sim enter {lab.topology.relay}                     a shell there
-    gwmodule-sim enter {lab.topology.relay} gwmodule status --config /run/lab/gateway/lab.toml
-    gwmodule-sim enter msp {api} devices
-    gwmodule-sim enter msp {api} candidates
+    gwmodule-sim enter {lab.topology.relay} gwmodule status --config {CONFIG}
+    gwmodule-sim enter msp gwmodule-msp devices
+    gwmodule-sim enter msp gwmodule-msp candidates
     gwmodule-sim enter pc1 gwmodule-sim activate --control /run/lab/pc1.control
-    gwmodule-sim enter msp {api} identify home-1 00:00:5e:00:53:01 \\
-        --user admin --password-file /run/lab/msp/password
-    gwmodule-sim enter msp {api} call {uuid} power.get
-    gwmodule-sim enter msp {api} sol {uuid}
+    gwmodule-sim enter msp gwmodule-msp identify {GATEWAY} {MACS["pc1"]} {login}
+    gwmodule-sim enter msp gwmodule-msp call {uuid} power.get {login}
+    gwmodule-sim enter msp gwmodule-msp sol {uuid} {login}
     gwmodule-sim enter isp nft add element ip portal admitted "{{ {SUBSCRIBER} }}"
 Logs are in /run/lab/logs of every host."""
 

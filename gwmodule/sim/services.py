@@ -22,7 +22,7 @@ LAN_TIMEOUT = 15.0
 START_TIMEOUT = 20.0
 
 MSP_STATE = DIRECTORY / "msp"
-MSP_API = MSP_STATE / "api.sock"
+PASSWORD_FILE = MSP_STATE / "password"
 MSP_PORT = 8444
 MSP_NAME = "msp.example"
 ENROLMENT = DIRECTORY / "gateway"
@@ -31,6 +31,7 @@ GATEWAY = "home-1"
 
 USER = "admin"
 PASSWORD = "P@ssw0rd-Lab"
+LOGIN = ("--user", USER, "--password-file", str(PASSWORD_FILE))
 UUIDS = {
     "pc1": "8f1b2c3d-0a1b-4c2d-9e3f-00005e005301",
     "pc2": "8f1b2c3d-0a1b-4c2d-9e3f-00005e005302",
@@ -78,7 +79,6 @@ def start_dhcp_server(lab: Lab, *, real: bool = True) -> Service:
         "--no-hosts",
         "--no-resolv",
         "--no-ping",
-        "--log-dhcp",
         "--interface=br-lan",
         "--bind-interfaces",
         "--dhcp-authoritative",
@@ -116,6 +116,8 @@ class System:
 
     lab: Lab
     real_dhcp: bool = True
+    # What runs gwmodule, when something must look over its shoulder.
+    gateway_wrapper: tuple[str, ...] = ()
 
     def start_lan(self) -> dict[str, str]:
         """DHCP for every client of the topology; the address of each."""
@@ -129,9 +131,9 @@ class System:
 
     def start_msp(self) -> None:
         MSP_STATE.mkdir(exist_ok=True)
-        (MSP_STATE / "password").write_text(PASSWORD + "\n")
+        PASSWORD_FILE.write_text(PASSWORD + "\n")
         argv = python(
-            "gwmodule.msp.cli", "--api", str(MSP_API), "serve", "--state", str(MSP_STATE),
+            "gwmodule.msp.cli", "serve", "--state", str(MSP_STATE),
             "--listen", f"0.0.0.0:{MSP_PORT}", "--name", MSP_NAME,
         )  # fmt: skip
         self.lab.start("msp", argv, log="msp")
@@ -148,7 +150,7 @@ class System:
         return self.lab.run("msp", self.technician_command(*arguments), timeout=90, check=False)
 
     def technician_command(self, *arguments: str) -> list[str]:
-        return python("gwmodule.msp.cli", "--api", str(MSP_API), *arguments)
+        return python("gwmodule.msp.cli", *arguments)
 
     def ask_msp(self, *arguments: str) -> Any:
         """What a technician's command answered; LabError when it failed."""
@@ -158,7 +160,7 @@ class System:
     def device(self, uuid: str) -> dict[str, Any] | None:
         """The registry's record, if there is one."""
         devices: list[dict[str, Any]] = self.ask_msp("devices")
-        return next((d for d in devices if d["uuid"] == uuid), None)
+        return next((d for d in devices if d["guid"] == uuid), None)
 
     def wait_for_device(self, pc: str, timeout: float = 20.0) -> dict[str, Any]:
         what = f"{pc} ({UUIDS[pc]}) in the registry"
@@ -173,13 +175,10 @@ class System:
 
     def identify(self, pc: str) -> Any:
         """Give the MSP the login of the device at this PC's MAC; it learns the UUID by it."""
-        password = str(MSP_STATE / "password")
-        return self.ask_msp(
-            "identify", GATEWAY, MACS[pc], "--user", USER, "--password-file", password
-        )
+        return self.ask_msp("identify", GATEWAY, MACS[pc], *LOGIN)
 
     def call(self, pc: str, function: str, *arguments: str) -> Any:
-        return self.ask_msp("call", UUIDS[pc], function, *arguments)
+        return self.ask_msp("call", UUIDS[pc], function, *arguments, *LOGIN)
 
     # The gateway's service
 
@@ -194,7 +193,7 @@ class System:
 
     def start_gateway(self) -> None:
         # As the systemd unit and the procd instance do: nothing is written beside the log.
-        argv = ["env", "PYTHONDONTWRITEBYTECODE=1"]
+        argv = ["env", "PYTHONDONTWRITEBYTECODE=1", *self.gateway_wrapper]
         argv += python("gwmodule", "run", "--config", str(CONFIG))
         self.lab.start(self.lab.topology.relay, argv, log="gwmodule")
         self.wait_for_link()

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Generator
+import sqlite3
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from gwmodule.sim import isolate
 from gwmodule.sim.hosts import Lab
+from gwmodule.sim.lab import DEVICES, hello_target
+from gwmodule.sim.services import MSP_STATE, UUIDS, System
+from gwmodule.sim.topology import PCS, TWO_WANS
 
 PROGRAMS = ("ip", "nft", "nsenter", "unshare", "dnsmasq", "udhcpc", "amtterm", "strace", "setpriv")
 
@@ -44,3 +50,48 @@ def pytest_runtest_makereport(
                 ]
                 break
     return report
+
+
+@pytest.fixture(scope="module")
+def system() -> Iterator[System]:
+    """The whole of `two-wans`: three PCs registered, provisioned and known by their login."""
+    with Lab(TWO_WANS) as lab:
+        system = System(lab)
+        bring_up(system)
+        yield system
+
+
+def bring_up(system: System, **settings: object) -> None:
+    system.start_msp()
+    system.enrol(settings)
+    if system.lab.topology.relay == "gateway":
+        system.start_gateway()
+    system.start_lan()
+    if system.lab.topology.relay != "gateway":
+        system.start_gateway()
+    relay = system.lab.topology.relay_address
+    for pc in PCS:
+        hello = hello_target(pc, relay)
+        system.start_device(pc, *DEVICES[pc], *(("--hello", hello) if hello else ()))
+    for pc in ("pc1", "pc2"):
+        system.wait_for_device(pc)
+        system.activate(pc)
+    system.wait_for_candidate("pc3")
+    for pc in PCS:
+        system.identify(pc)
+
+
+@contextmanager
+def registry_says(pc: str, address: str, mac: str) -> Iterator[None]:
+    """An MSP that is wrong, stolen or lied to: its record sends every request elsewhere."""
+    update = "UPDATE devices SET address = ?, mac = ? WHERE uuid = ?"
+    key = UUID(UUIDS[pc]).bytes
+    database = sqlite3.connect(MSP_STATE / "registry.db", timeout=5, isolation_level=None)
+    try:
+        read = "SELECT address, mac FROM devices WHERE uuid = ?"
+        true_address, true_mac = database.execute(read, (key,)).fetchone()
+        database.execute(update, (address, bytes.fromhex(mac.replace(":", "")), key))
+        yield
+        database.execute(update, (true_address, true_mac, key))
+    finally:
+        database.close()
