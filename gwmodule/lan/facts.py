@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Interface
 from types import ModuleType
 from typing import Any
 
-from gwmodule.lan.model import MAIN_TABLE, AddressChange, InterfaceChange, RouteChange
+from gwmodule.lan.model import AddressChange, InterfaceChange, RouteChange
 
 netifaces: ModuleType | None
 try:
@@ -27,7 +27,7 @@ class Facts:
     """IPv4 only. `addresses` has every interface, also those without an address."""
 
     addresses: dict[str, tuple[IPv4Interface, ...]]
-    # (next hop, interface) of the main table's default routes, sorted.
+    # (next hop, interface) of the default routes of all tables, sorted.
     default_gateways: tuple[tuple[IPv4Address, str], ...]
 
 
@@ -62,10 +62,8 @@ def _from_netlink() -> Facts:
                 addresses[interface.ifname] = set()
             case AddressChange(ifindex, IPv4Interface() as address) if ifindex in names:
                 addresses[names[ifindex]].add(address)
-            case RouteChange(route) if (
-                route.table == MAIN_TABLE
-                and route.destination.prefixlen == 0
-                and isinstance(route.gateway, IPv4Address)
+            case RouteChange(route) if route.destination.prefixlen == 0 and isinstance(
+                route.gateway, IPv4Address
             ):
                 gateways.add((route.gateway, names.get(route.ifindex, f"#{route.ifindex}")))
     return _sorted(addresses, gateways)
