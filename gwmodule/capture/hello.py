@@ -59,7 +59,7 @@ HASH_SIZES = {1: 20, 2: 32, 3: 48}
 _NO_MACHINE = frozenset({bytes(16), b"\xff" * 16})
 
 # Hellos in transit are a bonus; what a hostile LAN can make us remember for them is bounded by
-# MAX_FLOWS x MAX_HELLO = 512 KiB. Per sender, so that one host cannot push out all others.
+# MAX_FLOWS x 2 x MAX_HELLO = 1 MiB. Per sender, so that one host cannot push out all others.
 MAX_FLOWS = 64
 MAX_FLOWS_PER_SENDER = 4
 MAX_FLOW_AGE = 30.0
@@ -211,12 +211,30 @@ class _Flow:
     pending: dict[int, bytes] = field(default_factory=dict)
     reader: HelloReader = field(default_factory=HelloReader)
 
+    def keep(self, offset: int, data: bytes) -> None:
+        if offset + len(data) <= self.received or len(data) <= len(self.pending.get(offset, b"")):
+            return
+        waiting = sum(map(len, self.pending.values()))
+        has_room = waiting + len(data) <= MAX_HELLO and len(self.pending) < MAX_PENDING_SEGMENTS
+        if has_room or offset <= self.received:  # The latter is taken at once.
+            self.pending[offset] = data
+
+    def take(self) -> bytes:
+        """The bytes that come next, empty while they are missing."""
+        while self.pending and (offset := min(self.pending)) <= self.received:
+            data = self.pending.pop(offset)[self.received - offset :]
+            if data:
+                self.received += len(data)
+                return data
+        return b""
+
 
 class TransitReassembler:
     """Hellos on their way to another host, from the TCP segments that pass by.
 
     A flow starts with its SYN and ends with a Hello, an error, a FIN, a RST or MAX_FLOW_AGE
-    seconds; segments may come in any order, doubled or overlapping (the bytes seen first count).
+    seconds; segments may come in any order, doubled or
+    overlapping.
     """
 
     def __init__(self) -> None:
@@ -261,17 +279,11 @@ class TransitReassembler:
     def _add(self, flow: _Flow, offset: int, segment: TcpSegment) -> ParsedHello | None:
         if segment.flags & FIN:
             flow.end = offset + len(segment.payload)
-        if (
-            segment.payload
-            and offset <= MAX_HELLO
-            and offset + len(segment.payload) > flow.received
-            and len(flow.pending) < MAX_PENDING_SEGMENTS
-        ):
-            flow.pending.setdefault(offset, segment.payload[:MAX_HELLO])
-        while (offset := min(flow.pending, default=MAX_HELLO)) <= flow.received and flow.pending:
-            data = flow.pending.pop(offset)[flow.received - offset :]
-            flow.received += len(data)
-            if data and (parsed := flow.reader.receive_data(data)) is not None:
+        if offset <= MAX_HELLO:
+            flow.keep(offset, segment.payload[:MAX_HELLO])
+        while data := flow.take():
+            parsed = flow.reader.receive_data(data)
+            if parsed is not None:
                 return parsed
         if flow.end is not None and flow.received >= flow.end:
             return flow.reader.receive_eof()

@@ -192,6 +192,8 @@ class CaptureService:
         self._relays: list[Outbox] = []
         self._backlog: deque[tuple[Packet, float]] = deque()
         self._links = _open_link_messages()
+        self._recheck_timer: asyncio.TimerHandle | None = None
+        self._report_timer: asyncio.TimerHandle | None = None
         self._states: dict[str, str] = {}
         self._tagged = 0
         self._started = self._loop.time()
@@ -201,9 +203,12 @@ class CaptureService:
         self._loop.add_reader(self._links, self._links_changed)
         for sniffer in self._sniffers:
             self._loop.add_reader(sniffer, self._read, sniffer)
-        self._follow()
+        self._recheck()
 
     def stop(self) -> None:
+        for timer in (self._recheck_timer, self._report_timer):
+            if timer is not None:
+                timer.cancel()
         for relay in self._relays:
             relay.close()
         self._relays.clear()
@@ -215,16 +220,6 @@ class CaptureService:
         for source in sources:
             self._loop.remove_reader(source)
             source.close()
-
-    async def report(self) -> None:
-        """For ever: send counters, and now and then look at the interfaces without being told."""
-        rechecked = self._loop.time()
-        while True:
-            await asyncio.sleep(COUNTERS_INTERVAL if self._relays else RECHECK_INTERVAL)
-            if self._loop.time() - rechecked >= RECHECK_INTERVAL:
-                rechecked = self._loop.time()
-                self._follow()
-            self._report()
 
     # LAN side
 
@@ -269,6 +264,10 @@ class CaptureService:
                         raise
         self._follow()
 
+    def _recheck(self) -> None:
+        self._recheck_timer = self._loop.call_later(RECHECK_INTERVAL, self._recheck)
+        self._follow()
+
     def _follow(self) -> None:
         for sniffer in self._sniffers:
             try:
@@ -305,9 +304,9 @@ class CaptureService:
         self._relays.append(relay)
         self._loop.add_reader(sock, self._hear, relay)
         log.info("relay connected, process %d", pid)
+        self._report()
         for observation, age in self._history.missed(pid, self._loop.time()):
             self._send(relay, build_seen(observation, max(age, 0.001)))
-        self._report()
 
     def _hear(self, relay: Outbox) -> None:
         """A relay says nothing: what can be read is its end. Talk is thrown away."""
@@ -335,8 +334,12 @@ class CaptureService:
         log.info("relay gone, process %d", relay.pid)
 
     def _report(self) -> None:
+        if self._report_timer is not None:
+            self._report_timer.cancel()
+            self._report_timer = None
         if not self._relays:
             return
+        self._report_timer = self._loop.call_later(COUNTERS_INTERVAL, self._report)
         values = self._values()
         datagram = None
         for relay in tuple(self._relays):
@@ -395,13 +398,12 @@ async def run(config: Config, allowed_users: frozenset[int] = frozenset()) -> No
         for sniffer in sniffers:
             sniffer.close()
         raise
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     service.start()
     try:
-        async with asyncio.TaskGroup() as tasks:
-            report = tasks.create_task(service.report(), name="report")
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, report.cancel)
+        await stopped.wait()
     finally:
         service.stop()
         _unlink(path)

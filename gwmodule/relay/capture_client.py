@@ -51,38 +51,34 @@ class CaptureClient:
         while True:
             try:
                 await self._serve()
-                retry = FIRST_RETRY
             except OSError as exc:
                 log.debug("%s: %s", self._path, exc.strerror)
+            if self.connected:
+                self.connected = False
+                retry = FIRST_RETRY
+                log.info("capture service gone")
             await asyncio.sleep(retry)
             retry = min(MAX_RETRY, retry * 2)
 
     async def _serve(self) -> None:
-        """One connection; returns when the service has ended it. OSError: there is no service."""
+        """One connection, until the service ends it or an OSError does (dead, or not there)."""
         loop = asyncio.get_running_loop()
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as sock:
             await loop.sock_connect(sock, self._path)
+            while True:
+                for _ in range(BATCH):
+                    data = await loop.sock_recv(sock, MAX_DATAGRAM + 1)
+                    if not data:
+                        return
+                    self._receive(data)
+                await asyncio.sleep(0)
+
+    def _receive(self, data: bytes) -> None:
+        # The kernel connects us before the service looks; it greets with its counters when it does.
+        if not self.connected:
             self.connected = True
             self.connections += 1
             log.info("capture service connected")
-            try:
-                await self._read(loop, sock)
-            except ConnectionError:
-                pass  # Killed: the same to us as an orderly end.
-            finally:
-                self.connected = False
-                log.info("capture service gone")
-
-    async def _read(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-        while True:
-            for _ in range(BATCH):
-                data = await loop.sock_recv(sock, MAX_DATAGRAM + 1)
-                if not data:
-                    return
-                self._receive(data)
-            await asyncio.sleep(0)
-
-    def _receive(self, data: bytes) -> None:
         try:
             datagram = parse_datagram(data)
         except FrameLayoutError:

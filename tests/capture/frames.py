@@ -13,13 +13,14 @@ from gwmodule.capture.packet import SYN
 PC_MAC = bytes.fromhex("020000000110")
 GATEWAY_MAC = bytes.fromhex("020000000101")
 PC = IPv4Address("192.168.1.122")
+NOWHERE = IPv4Address(0)
 GATEWAY = IPv4Address("192.168.1.1")
 XID = 0x3903F326
 
 DISCOVER, OFFER, REQUEST, DECLINE, ACK, NAK, RELEASE, INFORM = range(1, 9)
 END = b"\xff"
 
-# reference/amt-protocols.md 1: A is version 3 with two hashes, B version 2, C version 3 with SHA-384.
+# reference/amt-protocols.md 1: A is version 3 with two hashes, B version 2, C version 3, SHA-384.
 HELLO_A = bytes.fromhex(
     "0100 0300 00000000 13aee355d2bfbb6117a088aedd7037ea 02"
     "0114 36676997f9ed1b59a51316cace5e04eb632c9db4"
@@ -52,8 +53,8 @@ def dhcp(
     *,
     mac: bytes = PC_MAC,
     xid: int = XID,
-    yiaddr: IPv4Address = IPv4Address(0),
-    ciaddr: IPv4Address = IPv4Address(0),
+    yiaddr: IPv4Address = NOWHERE,
+    ciaddr: IPv4Address = NOWHERE,
     magic: bytes = b"\x63\x82\x53\x63",
 ) -> bytes:
     head = struct.pack("!BBBBIHH", op, 1, 6, 0, xid, 0, 0)

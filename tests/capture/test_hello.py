@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 from itertools import pairwise
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -155,19 +157,15 @@ def test_any_segmentation_gives_the_same_hello(hello: bytes, cuts: list[int], re
 @given(st.lists(st.binary(max_size=100)))
 def test_garbage_raises_only_hello_errors(pieces: list[bytes]) -> None:
     reader = HelloReader()
-    try:
+    with contextlib.suppress(HelloError):
         if not any(reader.receive_data(piece) for piece in pieces):
             reader.receive_eof()
-    except HelloError:
-        pass
 
 
 @given(st.binary(max_size=400), st.booleans())
 def test_garbage_behind_a_head_raises_only_hello_errors(body: bytes, at_end: bool) -> None:
-    try:
+    with contextlib.suppress(HelloError):
         parse_hello(HELLO_A[:24] + body, at_end)
-    except HelloError:
-        pass
 
 
 # Transit
@@ -228,13 +226,25 @@ def test_sequence_numbers_wrap() -> None:
     st.randoms(use_true_random=False),
 )
 def test_any_order_doubling_and_overlap_gives_the_same_hello(
-    extra: list[tuple[int, int]], random: object
+    extra: list[tuple[int, int]], random: Random
 ) -> None:
     spans = [(at, at + 20) for at in range(0, len(HELLO_A), 20)]
-    spans += [(at, at + size) for at, size in extra]
-    random.shuffle(spans)  # type: ignore[attr-defined]
+    spans += [(at, min(at + size, len(HELLO_A))) for at, size in extra]
+    random.shuffle(spans)
     pieces = [segment(HELLO_A[a:b], sequence=1000 + a) for a, b in spans]
     assert receive(segment(sequence=999, flags=SYN), *pieces) == [SEEN]
+
+
+def test_a_longer_piece_replaces_a_shorter_one_at_the_same_place() -> None:
+    syn, short = segment(sequence=999, flags=SYN), segment(HELLO_A[20:21], sequence=1020)
+    rest, start = segment(HELLO_A[20:], sequence=1020), segment(HELLO_A[:20])
+    assert receive(syn, short, rest, start) == [SEEN]
+
+
+def test_segments_far_ahead_take_no_more_room_than_a_hello() -> None:
+    syn, start = segment(sequence=999, flags=SYN), segment(HELLO_A)
+    ahead = [segment(bytes(500 + 7 * n), sequence=1100 + 40 * n) for n in range(100)]
+    assert receive(syn, *ahead, start) == [SEEN]
 
 
 def test_a_flow_without_its_syn_is_not_guessed_at() -> None:

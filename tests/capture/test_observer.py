@@ -26,13 +26,12 @@ from tests.capture.frames import (
 
 
 def feed(observer: Observer, *frames: bytes, outgoing: bool = False) -> list[Observation]:
-    seen: list[Observation] = []
+    seen: list[Observation | None] = []
     for frame in frames:
         packet = observer.admit(frame, outgoing, now=0.0)
-        observation = packet and observer.observe(packet, now=0.0)
-        if observation is not None:
-            seen.append(observation)
-    return seen
+        if packet is not None:
+            seen.append(observer.observe(packet, now=0.0))
+    return [observation for observation in seen if observation is not None]
 
 
 def test_a_recorded_exchange_gives_two_leases_and_an_end() -> None:

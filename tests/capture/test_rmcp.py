@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from gwmodule.capture.rmcp import Pong, build_presence_ping, parse_pong
 from gwmodule.wire.notices import Provisioning
 
-# An ASF presence pong: Intel's enterprise number, port 16992, AMT 11.8, state, ASF's last ten bytes.
+# ASF presence pong: Intel's enterprise number, port 16992, AMT 11.8, state, eight bytes unused.
 PONG = bytes.fromhex("06000006 000011be 40070010 00000157 4260 b8 06 000000000000 0000")
 
 

@@ -1,0 +1,384 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from gwmodule.capture.datagrams import MAX_DATAGRAM, Counters, Datagram, Seen, parse_datagram
+from gwmodule.capture.dissect import load_dissector
+from gwmodule.capture.observer import Observer
+from gwmodule.capture.service import (
+    EXIT_NO_PERMISSION,
+    MAX_KEPT,
+    MAX_KEPT_AGE,
+    MAX_RELAYS,
+    CaptureService,
+    History,
+    listen,
+)
+from gwmodule.capture.sniffer import Frame, Sniffer
+from gwmodule.errors import CaptureError
+from gwmodule.wire.notices import Hello, Lease, LeaseEnd
+from tests.capture.dhcp_home import MACHINE_ID, PC_NAME, dhcp_home, have_dhcp_programs
+from tests.capture.frames import HELLO_A, PC, PC_MAC, UUID_A, ack, dhcp_frame, hello_frames
+from tests.lan.netns import needs_root
+
+LEASE = Lease(PC_MAC, PC, 3600)
+STRANGER = bytes.fromhex("020000000001")
+
+
+class FakeSniffer:
+    """A sniffer's surface over a socket pair; each datagram is a frame."""
+
+    ifname = "br-lan"
+    state = "up"
+
+    def __init__(self) -> None:
+        self.wire, self._inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._inside.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._inside.fileno()
+
+    def close(self) -> None:
+        self.wire.close()
+        self._inside.close()
+
+    def follow(self) -> None:
+        pass
+
+    def update_drops(self) -> int:
+        return 0
+
+    def receive(self) -> Frame | None:
+        try:
+            return Frame(self._inside.recv(65536), outgoing=False, vlan=None)
+        except BlockingIOError:
+            return None
+
+
+@dataclass
+class Relay:
+    """The other end of the capture socket."""
+
+    socket: socket.socket
+    counters: list[dict[str, Any]] = field(default_factory=list)
+
+    async def next(self) -> Seen:
+        while True:
+            datagram = await self.datagram()
+            if isinstance(datagram, Seen):
+                return datagram
+            self.counters.append(datagram.values)
+
+    async def datagram(self) -> Datagram:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(5):
+            data = await loop.sock_recv(self.socket, MAX_DATAGRAM)
+        if not data:
+            raise ConnectionResetError
+        return parse_datagram(data)
+
+
+@dataclass
+class Running:
+    service: CaptureService
+    sniffer: FakeSniffer
+    path: Path
+
+    @contextlib.asynccontextmanager
+    async def relay(self) -> AsyncIterator[Relay]:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(sock, str(self.path))
+            yield Relay(sock)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    directory: Path, allowed_uids: frozenset[int] = frozenset({os.geteuid()})
+) -> AsyncIterator[Running]:
+    path = directory / "capture.sock"
+    sniffer = FakeSniffer()
+    service = CaptureService(
+        [cast(Sniffer, sniffer)], Observer(load_dissector()), listen(path, 0o600), allowed_uids
+    )
+    service.start()
+    try:
+        yield Running(service, sniffer, path)
+    finally:
+        service.stop()
+
+
+async def turns() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_a_lease_and_a_hello_reach_the_relay(tmp_path: Path) -> None:
+    async with running(tmp_path) as run, run.relay() as relay:
+        for frame in (dhcp_frame(ack()), *hello_frames(HELLO_A)):
+            run.sniffer.wire.send(frame)
+        assert await relay.next() == Seen(LEASE, 0.0)
+        seen = await relay.next()
+        assert isinstance(seen.observation, Hello)
+        assert seen.observation.uuid == UUID_A
+
+
+async def test_counters_come_first_and_name_the_interfaces(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        run.sniffer.wire.send(b"garbage")
+        await turns()
+        async with run.relay() as relay:
+            counters = await relay.datagram()
+    assert isinstance(counters, Counters)
+    assert counters.values["pid"] == os.getpid()
+    assert counters.values["malformed"] == 1
+    assert counters.values["interfaces"] == {"br-lan": {"state": "up", "kernel_drops": 0}}
+    assert 0 < counters.values["pss_kib"] <= counters.values["rss_kib"]
+
+
+async def test_what_was_seen_without_a_relay_comes_with_its_age(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        run.sniffer.wire.send(dhcp_frame(ack()))
+        await turns()
+        async with run.relay() as relay:
+            seen = await relay.next()
+    assert seen.observation == LEASE
+    assert 0 < seen.age < 5
+
+
+async def test_a_relay_that_returns_gets_what_it_missed_and_no_more(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        async with run.relay() as relay:
+            run.sniffer.wire.send(dhcp_frame(ack()))
+            await relay.next()
+        await turns()
+        run.sniffer.wire.send(dhcp_frame(ack(mac=STRANGER)))
+        await turns()
+        async with run.relay() as relay:
+            assert (await relay.next()).observation == Lease(STRANGER, PC, 3600)
+
+
+def test_a_new_relay_process_gets_everything_that_is_not_too_old() -> None:
+    history = History()
+    history.add(LEASE, now=0.0)
+    history.add(LeaseEnd(PC_MAC, PC), now=MAX_KEPT_AGE)
+    history.left(pid=1)
+    assert history.missed(pid=1, now=MAX_KEPT_AGE) == []
+    assert history.missed(pid=2, now=MAX_KEPT_AGE) == [
+        (LEASE, MAX_KEPT_AGE),
+        (LeaseEnd(PC_MAC, PC), 0.0),
+    ]
+    assert len(history.missed(pid=2, now=MAX_KEPT_AGE + 1)) == 1
+
+
+def test_the_history_is_bounded() -> None:
+    history = History()
+    for _ in range(MAX_KEPT * 2):
+        history.add(LEASE, now=0.0)
+    assert len(history.missed(pid=1, now=0.0)) == MAX_KEPT
+
+
+async def test_a_relay_that_does_not_read_costs_only_its_own_datagrams(tmp_path: Path) -> None:
+    async with running(tmp_path) as run, run.relay(), run.relay() as reader:
+        await reader.datagram()
+        large = HELLO_A[:2] + b"\x07\0" + HELLO_A[4:] + bytes(8000)
+        for number in range(250):
+            for frame in hello_frames(large, mac=b"\x02" + number.to_bytes(5, "big")):
+                run.sniffer.wire.send(frame)
+            assert (await reader.next()).age == 0
+        async with run.relay() as late:
+            datagram = await late.datagram()
+    assert isinstance(datagram, Counters)
+    assert datagram.values["hellos"] == 250
+    assert datagram.values["outbox_dropped"] > 0
+
+
+async def test_a_user_who_may_not_is_refused(tmp_path: Path) -> None:
+    async with running(tmp_path, allowed_uids=frozenset()) as run, run.relay() as relay:
+        with pytest.raises(ConnectionResetError):
+            await relay.datagram()
+
+
+async def test_too_many_relays_are_refused(tmp_path: Path) -> None:
+    async with running(tmp_path) as run, contextlib.AsyncExitStack() as stack:
+        relays = [await stack.enter_async_context(run.relay()) for _ in range(MAX_RELAYS)]
+        for relay in relays:
+            await relay.datagram()
+        async with run.relay() as one_more:
+            with pytest.raises(ConnectionResetError):
+                await one_more.datagram()
+
+
+async def test_a_relay_that_talks_is_not_listened_to(tmp_path: Path) -> None:
+    async with running(tmp_path) as run, run.relay() as relay:
+        relay.socket.send(b"hello?")
+        run.sniffer.wire.send(dhcp_frame(ack()))
+        assert (await relay.next()).observation == LEASE
+
+
+def test_the_socket_belongs_to_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "capture.sock"
+    with listen(path, 0o600):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_socket_of_a_dead_process_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "capture.sock"
+    listen(path, 0o600).close()
+    with listen(path, 0o600):
+        assert path.is_socket()
+
+
+def test_the_socket_of_a_running_service_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "capture.sock"
+    with listen(path, 0o600), pytest.raises(CaptureError, match="another capture service"):
+        listen(path, 0o600)
+
+
+def test_a_file_in_the_socket_s_place_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "capture.sock"
+    path.write_text("precious")
+    with pytest.raises(CaptureError, match="exists and is no socket"):
+        listen(path, 0o600)
+    assert path.read_text() == "precious"
+
+
+# The real process
+
+_SERVE = """
+import json, logging, sys
+from gwmodule.capture.service import main
+from gwmodule.config import parse
+logging.basicConfig(level=logging.INFO)
+sys.exit(main(parse(json.loads(sys.argv[1]))))
+"""
+
+
+def serve_command(path: Path, *interfaces: str) -> list[str]:
+    tree = {"lan": {"interface": list(interfaces)}, "capture": {"socket": str(path)}}
+    return [sys.executable, "-c", _SERVE, json.dumps(tree)]
+
+
+def test_without_an_interface_there_is_nothing_to_capture(tmp_path: Path) -> None:
+    path = tmp_path / "capture.sock"
+    answer = subprocess.run(serve_command(path), capture_output=True, text=True)
+    assert answer.returncode == EXIT_NO_PERMISSION
+    assert "lan.interface names no interface" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+async def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    raise TimeoutError
+
+
+def dhcp_leases(seen: list[Seen]) -> list[Lease]:
+    return [s.observation for s in seen if isinstance(s.observation, Lease)]
+
+
+@pytest.mark.root
+@needs_root
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(
+    not have_dhcp_programs() and not os.environ.get("CI"), reason="needs dnsmasq and udhcpc"
+)
+async def test_a_real_pc_binds_renews_and_releases_under_a_process_without_privileges(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "capture.sock"
+    with dhcp_home(tmp_path) as home:
+        service = home.start(home.gateway, *serve_command(path, "br-lan", "guest"))
+        await wait_for(path.exists)
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, str(path))
+            relay = Relay(sock)
+            # The first counters come when everything is loaded and bound.
+            counters = await relay.datagram()
+            assert isinstance(counters, Counters)
+            assert counters.values["interfaces"]["br-lan"]["state"] == "up"
+            assert counters.values["interfaces"]["guest"]["state"] == "absent"
+            assert counters.values["pss_kib"] < 44 * 1024
+            assert capabilities(service.pid) == {0}
+
+            pc = home.boot_pc()
+            bound = (await relay.next()).observation
+            assert isinstance(bound, Lease)
+            assert (bound.mac, bound.seconds, bound.hostname) == (PC_MAC, 3600, PC_NAME)
+            assert bound.uuid is not None
+            assert bound.uuid.bytes_le.hex() == MACHINE_ID
+
+            await wait_for(lambda: has_address(home.pc.tid(), bound.address))
+            pc.send_signal(signal.SIGUSR1)
+            assert (await relay.next()).observation == bound
+
+            pc.send_signal(signal.SIGUSR2)
+            assert (await relay.next()).observation == LeaseEnd(PC_MAC, bound.address)
+        assert home.stop(service) == 0
+    assert not path.exists()
+
+
+def capabilities(pid: int) -> set[int]:
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {int(line.split()[1], 16) for line in status if line.startswith("Cap")}
+
+
+def has_address(tid: int, address: IPv4Address) -> bool:
+    answer = subprocess.run(
+        ["nsenter", "-t", str(tid), "-n", "ip", "-4", "address", "show", "dev", "eth0"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return str(address) in answer.stdout
+
+
+@pytest.mark.root
+@needs_root
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(
+    not have_dhcp_programs() and not os.environ.get("CI"), reason="needs dnsmasq and udhcpc"
+)
+async def test_an_interface_that_vanishes_and_returns_is_captured_again(tmp_path: Path) -> None:
+    path = tmp_path / "capture.sock"
+    with dhcp_home(tmp_path) as home:
+        home.start(home.gateway, *serve_command(path, "guest"))
+        await wait_for(path.exists)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(sock, str(path))
+            relay = Relay(sock)
+            await relay.datagram()
+            for number in range(2):
+                mac = b"\x02" + number.to_bytes(5, "big")
+                home.gateway.ip("link add guest type veth peer name pc2")
+                home.gateway.ip("link set pc2 up")
+                home.gateway.ip("link set guest up")
+                await asyncio.sleep(0.3)
+                sender = home.gateway.run(
+                    lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+                )
+                with sender:
+                    home.gateway.run(lambda: sender.bind(("pc2", 0)))  # noqa: B023
+                    sender.send(dhcp_frame(ack(mac=mac), mac=mac))
+                assert (await relay.next()).observation == Lease(mac, PC, 3600)
+                home.gateway.ip("link delete guest")
