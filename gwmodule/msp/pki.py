@@ -65,7 +65,7 @@ def fingerprint(certificate: x509.Certificate) -> str:
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Whole or not at all, also when the power fails; never readable by others, not even briefly."""
+    """Whole or not at all, also when the power fails; never readable by others meanwhile."""
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -96,7 +96,7 @@ class Authority:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             certificate_path, key_path = directory / "ca.crt", directory / "ca.key"
-            if not key_path.exists() and not certificate_path.exists():
+            if not certificate_path.exists():
                 _make_ca(certificate_path, key_path, at)
             certificate = _load_certificate(certificate_path)
             key = _load_key(key_path)
@@ -179,16 +179,20 @@ class Authority:
 
 
 def _make_ca(certificate_path: Path, key_path: Path, at: float) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = f"gwmodule MSP {os.urandom(4).hex()}"
-    builder = _builder(name, key, at, CA_LIFETIME, None)
+    """The key comes first and is never replaced: whoever trusts it goes on trusting it."""
+    if key_path.exists():
+        key = _load_key(key_path)
+    else:
+        key = ec.generate_private_key(ec.SECP256R1())
+        write_atomically(key_path, _key_pem(key))
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest
+    builder = _builder(f"gwmodule MSP {identifier.hex()[:8]}", key, at, CA_LIFETIME, None)
     certificate = (
         builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(signs_certificates=True), critical=True)
         .sign(key, hashes.SHA256())
     )
     write_atomically(certificate_path, _pem(certificate), 0o644)
-    write_atomically(key_path, _key_pem(key))
 
 
 def _builder(

@@ -1,0 +1,161 @@
+"""The API from the technician's side: requests and streams over the service's unix socket."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+import msgspec
+from aiohttp import WSMsgType
+
+from gwmodule.errors import ChannelReset, Code, GatewayError
+from gwmodule.msp.webrelay import (
+    CLOSE_ABNORMAL,
+    MAX_MESSAGE,
+    SUBPROTOCOL,
+    close_code,
+    close_reason,
+    code_of,
+)
+
+DEFAULT_API = "/run/gwmodule-msp/api.sock"
+# What a request may take on top of the deadline that its call has at the gateway.
+GRACE = 15.0
+# The host part of the URL is not looked at; the path of the socket is the address.
+_BASE = "http://gwmodule-msp"
+
+
+class ApiUnavailable(GatewayError):
+    """No service answers on the socket."""
+
+
+class ApiRefused(GatewayError):
+    """The service said no: HTTP status, short name, sentence."""
+
+    def __init__(self, status: int, error: str, description: str) -> None:
+        super().__init__(description or error)
+        self.status = status
+        self.error = error
+
+
+class ClientStream:
+    """A stream to a port of a device. Chunks come as the device sent them."""
+
+    def __init__(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
+        self._websocket = websocket
+
+    async def read(self) -> bytes:
+        """The next chunk; b"" at the device's end. ChannelReset when the stream was cut."""
+        message = await self._websocket.receive()
+        match message.type:
+            case WSMsgType.BINARY:
+                data: bytes = message.data
+                return data
+            case WSMsgType.CLOSE:
+                code, reason = code_of(message.data), str(message.extra or "")
+                if code is Code.OK:
+                    return b""
+                raise ChannelReset(code, reason or code.name.lower().replace("_", " "))
+            case _:
+                code = code_of(self._websocket.close_code or CLOSE_ABNORMAL)
+                raise ChannelReset(code or Code.CONNECTION_LOST, "the service went away")
+
+    async def write(self, data: bytes) -> None:
+        """Send a chunk and wait while the way to the device is full; ChannelReset when cut."""
+        try:
+            await self._websocket.send_bytes(data)
+        except (aiohttp.ClientError, ConnectionError) as exc:
+            raise ChannelReset(Code.CONNECTION_LOST, "the service went away") from exc
+
+    async def write_eof(self) -> None:
+        await self.write(b"")
+
+    async def close(self, code: Code = Code.OK, reason: str = "") -> None:
+        await self._websocket.close(code=close_code(code), message=close_reason(reason))
+
+
+class ApiClient:
+    """`async with ApiClient(path) as client`; every failure is a GatewayError with a sentence."""
+
+    def __init__(self, path: str = DEFAULT_API) -> None:
+        self._path = path
+
+    async def __aenter__(self) -> ApiClient:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(self._path, limit=0),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._session.close()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        query: dict[str, str] | None = None,
+        timeout: float = GRACE,  # noqa: ASYNC109 - it becomes aiohttp's own
+    ) -> Any:
+        """The decoded answer; ApiRefused with the service's own sentence when it says no."""
+        try:
+            async with self._session.request(
+                method,
+                _BASE + path,
+                params=query,
+                data=None if body is None else msgspec.json.encode(body),
+                headers={"Content-Type": "application/json"} if body is not None else None,
+                timeout=aiohttp.ClientTimeout(total=timeout),
+            ) as response:
+                data = await response.read()
+        except TimeoutError as exc:
+            raise ApiUnavailable(f"no answer on {self._path} within {timeout:.0f} s") from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            raise self._unavailable(exc) from exc
+        if response.status >= 400:
+            raise _refused(response.status, data)
+        if not data:
+            return None
+        try:
+            return msgspec.json.decode(data)
+        except msgspec.MsgspecError as exc:
+            raise ApiUnavailable(f"{self._path} is not this program's service: {exc}") from exc
+
+    async def open_stream(self, guid: str, port: int, *, hold: bool = False) -> ClientStream:
+        """A stream with half-close to `port` of a device; ApiRefused when there is none."""
+        query = {"p": "2", "host": guid, "port": str(port), "tls": "0", "hold": str(int(hold))}
+        try:
+            websocket = await self._session.ws_connect(
+                f"{_BASE}/relay/webrelay.ashx",
+                params=query,
+                protocols=(SUBPROTOCOL,),
+                max_msg_size=MAX_MESSAGE,
+                compress=0,
+            )
+        except aiohttp.WSServerHandshakeError as exc:
+            # The handshake's error has no body; the same request without an upgrade does.
+            await self.request("GET", "/relay/webrelay.ashx", query=query)
+            raise ApiUnavailable(f"{self._path} refused the stream: {exc.message}") from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            raise self._unavailable(exc) from exc
+        return ClientStream(websocket)
+
+    def _unavailable(self, exc: Exception) -> ApiUnavailable:
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        return ApiUnavailable(f"no gwmodule-msp service answers on {self._path}: {reason}")
+
+
+def _refused(status: int, data: bytes) -> ApiRefused:
+    try:
+        body = msgspec.json.decode(data, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        body = {}
+    return ApiRefused(status, str(body.get("error", "")), str(body.get("errorDescription", "")))

@@ -1,0 +1,151 @@
+"""`gwmodule-msp serve`: registry, gateway listener and API in one process and one task group."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import fcntl
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from gwmodule import __version__
+from gwmodule.errors import ConfigError
+from gwmodule.msp.api import MAX_BODY, SHUTDOWN_TIMEOUT, Api, unix_socket
+from gwmodule.msp.client import DEFAULT_API
+from gwmodule.msp.listener import GatewayListener, ListenerConfig
+from gwmodule.msp.pki import Authority
+from gwmodule.msp.registry import Registry
+from gwmodule.msp.session import Sessions
+from gwmodule.msp.webrelay import first_leaf
+from gwmodule.telemetry import EventLog
+
+DEFAULT_STATE = "/var/lib/gwmodule-msp"
+DEFAULT_LISTEN = "[::]:8883"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """`names` are the host names and addresses by which gateways call this service."""
+
+    state: Path = Path(DEFAULT_STATE)
+    host: str = "::"
+    port: int = 8883
+    api: Path = Path(DEFAULT_API)
+    names: tuple[str, ...] = ()
+
+
+def wall_clock() -> float:
+    return datetime.datetime.now(datetime.UTC).timestamp()
+
+
+def run(options: ServerOptions) -> None:
+    """Serve until SIGTERM or SIGINT. ConfigError and RegistryError before anything listens."""
+    try:
+        import uvloop
+    except ImportError:
+        loop_factory = None
+    else:
+        loop_factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(serve(options))
+
+
+async def serve(options: ServerOptions) -> None:
+    log = EventLog("gwmodule.msp")
+    with _state_lock(options.state):
+        authority = Authority.open(options.state, wall_clock())
+        names = authority.ensure_server_certificate(
+            options.names or (socket.gethostname(), "localhost", "127.0.0.1", "::1"), wall_clock()
+        )
+        registry = Registry(options.state / "registry.db")
+        with contextlib.closing(registry):
+            sessions = Sessions()
+            listener = GatewayListener(
+                ListenerConfig(
+                    host=options.host,
+                    port=options.port,
+                    certificate=str(authority.server_certificate_path),
+                    key=str(authority.server_key_path),
+                    cafile=str(authority.ca_path),
+                ),
+                registry,
+                sessions,
+            )
+            api = Api(registry, sessions, authority, names, wall_clock)
+            try:
+                await _run_until_signal(options, listener, api, log)
+            except BaseExceptionGroup as group:
+                raise _startup_error(first_leaf(group), options) from group
+    log.info("stopped")
+
+
+async def _run_until_signal(
+    options: ServerOptions, listener: GatewayListener, api: Api, log: EventLog
+) -> None:
+    runner = web.AppRunner(
+        api.application(),
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=SHUTDOWN_TIMEOUT,
+        max_line_size=8190,
+        read_bufsize=MAX_BODY,
+    )
+    await runner.setup()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        async with asyncio.TaskGroup() as group:
+            gateways = group.create_task(listener.run(), name="gateway listener")
+            await listener.listening.wait()
+            await web.SockSite(runner, unix_socket(options.api)).start()
+            log.info(
+                "listening",
+                gateways=f"{options.host}:{listener.port}",
+                api=options.api,
+                state=options.state,
+                version=__version__,
+                pid=os.getpid(),
+            )
+            await stop.wait()
+            await runner.cleanup()
+            gateways.cancel()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        await runner.cleanup()
+        with contextlib.suppress(OSError):
+            options.api.unlink()
+
+
+def _startup_error(error: BaseException, options: ServerOptions) -> BaseException:
+    if isinstance(error, OSError):
+        problem = error.strerror or str(error)
+        return ConfigError(f"{options.host}:{options.port}", "listen", problem)
+    return error
+
+
+@contextlib.contextmanager
+def _state_lock(state: Path) -> Iterator[None]:
+    """Two services on one registry would each believe that they hold every gateway."""
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise ConfigError(str(state), "state", exc.strerror or "cannot be used") from exc
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise ConfigError(str(state), "state", "another service uses this directory") from exc
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,207 @@
+"""One WebSocket <-> one stream to a device: `/relay/webrelay.ashx`, as Open AMT MPS serves it.
+
+Binary messages are the bytes of the stream, passed on as they come and never merged. Back-pressure
+is the transport's: a side that does not read stops the other one through drain and credit.
+
+A WebSocket has no half-close. A tool that offers the subprotocol `gwmodule.stream.1` gets one: an
+empty binary message is the end of that direction, and the connection closes when both have ended.
+Without it the first end closes the connection, which is what browsers' tools expect.
+
+The close code is 1000, or 4000 + errors.Code with the reason in words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TypeVar
+
+from aiohttp import WSMsgType, web
+
+from gwmodule.amt.redirection import SessionKind, session_kind
+from gwmodule.errors import ChannelReset, Code
+from gwmodule.msp.seam import SessionSeam, StreamSeam
+from gwmodule.wire.frames import Priority
+from gwmodule.wire.messages import StreamTarget
+
+_E = TypeVar("_E", bound=BaseException)
+
+SUBPROTOCOL = "gwmodule.stream.1"
+CLOSE_NORMAL = 1000
+CLOSE_UNSUPPORTED = 1003
+CLOSE_ABNORMAL = 1006
+# Private use (RFC 6455 section 7.4.2); errors.Code is below 256.
+CLOSE_BASE = 4000
+# A close frame holds 125 bytes, two of them the code.
+MAX_CLOSE_REASON = 123
+# A tool's message; every known one sends less than 64 KiB at a time.
+MAX_MESSAGE = 1024 * 1024
+# StartRedirectionSession tells what the stream will carry. No tool waits before it sends it.
+FIRST_BYTES = 8
+FIRST_WAIT = 0.25
+# How long a device may go on sending after its tool has left in order.
+LINGER = 2.0
+
+
+@dataclass(slots=True)
+class Ending:
+    """How a relayed stream ended, and how much it carried."""
+
+    code: Code = Code.OK
+    reason: str = ""
+    to_device: int = 0
+    from_device: int = 0
+
+
+class _ToolLeft(Exception):
+    """The tool closed its WebSocket: in order, or with a code, or by dying."""
+
+    def __init__(self, code: Code, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+def close_code(code: Code) -> int:
+    return CLOSE_NORMAL if code is Code.OK else CLOSE_BASE + code
+
+
+def code_of(close: int | None) -> Code:
+    """The reverse of `close_code`; what is no code of ours counts as a lost connection."""
+    if close in (CLOSE_NORMAL, 1001):
+        return Code.OK
+    try:
+        return Code((close or 0) - CLOSE_BASE)
+    except ValueError:
+        return Code.CONNECTION_LOST
+
+
+def close_reason(reason: str) -> bytes:
+    return reason.encode()[:MAX_CLOSE_REASON].decode(errors="ignore").encode()
+
+
+class WebRelay:
+    """Relays one stream; `run` returns when it is over and never raises what the peers did."""
+
+    def __init__(self, websocket: web.WebSocketResponse) -> None:
+        self._websocket = websocket
+        self._half_close = websocket.ws_protocol == SUBPROTOCOL
+        self._tool_ended = asyncio.Event()
+        self._ending = Ending()
+
+    async def run(self, session: SessionSeam, target: StreamTarget) -> Ending:
+        ending = self._ending
+        stream: StreamSeam | None = None
+        try:
+            first = await self._first_chunks()
+            stream = await session.open_stream(target, _priority(first))
+            await self._splice(stream, first)
+            # Both directions have ended, and a reset would overtake the last bytes.
+            stream = None
+        except* _ToolLeft as group:
+            left = first_leaf(group)
+            ending.code, ending.reason = left.code, left.reason
+        except* ChannelReset as group:
+            reset = first_leaf(group)
+            ending.code, ending.reason = reset.code, reset.reason
+        finally:
+            if stream is not None:
+                reason = ending.reason or "the technician's tool went away"
+                stream.reset(ending.code or Code.CANCELLED, reason)
+        await self._websocket.close(
+            code=close_code(ending.code), message=close_reason(ending.reason)
+        )
+        return ending
+
+    async def _first_chunks(self) -> list[bytes]:
+        """What the tool says within FIRST_WAIT, at most until the session's kind is known."""
+        chunks: list[bytes] = []
+        try:
+            async with asyncio.timeout(FIRST_WAIT):
+                while sum(map(len, chunks)) < FIRST_BYTES:
+                    chunks.append(await self._receive())
+                    if not chunks[-1]:
+                        break
+        except TimeoutError:
+            pass
+        return chunks
+
+    async def _splice(self, stream: StreamSeam, first: list[bytes]) -> None:
+        async with asyncio.TaskGroup() as group:
+            to_device = group.create_task(self._to_device(stream, first), name="to device")
+            await self._from_device(stream)
+            if self._half_close:
+                await self._tool_ended.wait()
+            else:
+                stream.write_eof()
+            to_device.cancel()
+
+    async def _to_device(self, stream: StreamSeam, first: list[bytes]) -> None:
+        """Until cancelled: also after its end the tool is watched, because it may still die."""
+        try:
+            for chunk in first:
+                await self._pass_on(stream, chunk)
+            while True:
+                await self._pass_on(stream, await self._receive())
+        except _ToolLeft as left:
+            if left.code is Code.OK:
+                await self._pass_on(stream, b"")
+                # The device may be busy with the last bytes; it is given time to end by itself.
+                await asyncio.sleep(LINGER)
+            raise
+
+    async def _pass_on(self, stream: StreamSeam, chunk: bytes) -> None:
+        if not chunk:
+            if not self._tool_ended.is_set():
+                stream.write_eof()
+                self._tool_ended.set()
+            return
+        if self._tool_ended.is_set():
+            raise _ToolLeft(Code.PROTOCOL_ERROR, "data after the end of the stream")
+        self._ending.to_device += len(chunk)
+        stream.write(chunk)
+        await stream.drain()
+
+    async def _from_device(self, stream: StreamSeam) -> None:
+        while chunk := await stream.read():
+            self._ending.from_device += len(chunk)
+            await self._send(chunk)
+        if self._half_close:
+            await self._send(b"")
+
+    async def _send(self, chunk: bytes) -> None:
+        if self._websocket.closed:
+            # The tool has left in order; what the device still says goes nowhere.
+            return
+        try:
+            await self._websocket.send_bytes(chunk)
+        except ConnectionError as exc:
+            raise _ToolLeft(Code.CANCELLED, "the technician's tool went away") from exc
+
+    async def _receive(self) -> bytes:
+        """One binary message, b"" at the end of this direction; _ToolLeft when it closed."""
+        while True:
+            message = await self._websocket.receive()
+            match message.type:
+                case WSMsgType.BINARY:
+                    data: bytes = message.data
+                    if data or self._half_close:
+                        return data
+                case WSMsgType.TEXT:
+                    raise _ToolLeft(Code.PROTOCOL_ERROR, "a stream carries binary messages")
+                case WSMsgType.CLOSE:
+                    raise _ToolLeft(code_of(message.data), str(message.extra or ""))
+                case _:
+                    raise _ToolLeft(Code.CANCELLED, "the technician's tool went away")
+
+
+def _priority(first: list[bytes]) -> Priority:
+    """Only a console is typed on; media, screens and WS-Man are bulk."""
+    kind = session_kind(b"".join(first)[:FIRST_BYTES])
+    return Priority.INTERACTIVE if kind is SessionKind.SOL else Priority.BULK
+
+
+def first_leaf(group: BaseExceptionGroup[_E]) -> _E:
+    """The first error of a task group: what ended it; the others follow from it."""
+    error = group.exceptions[0]
+    return first_leaf(error) if isinstance(error, BaseExceptionGroup) else error
