@@ -75,9 +75,12 @@ class Server:
         )
         return bytes(reply)
 
-    def answer_dns(self, datagram: bytes) -> bytes:
-        """An address record for our one name; NXDOMAIN for everything else."""
+    def answer_dns(self, datagram: bytes) -> bytes | None:
+        """An address record for our one name; NXDOMAIN for everything else, None for no query."""
         query = DNS(datagram)
+        if query.qr or not query.qd:
+            return None
+        # A list since scapy 2.6.
         question = query.qd[0] if isinstance(query.qd, list) else query.qd
         asked = question.qname.rstrip(b".").decode(errors="replace").lower()
         known = asked in (self.name, f"{self.name}.{self.domain}")
@@ -133,7 +136,9 @@ def serve(interface: str, server: Server) -> None:
 def _serve_dns(dns: socket.socket, server: Server) -> None:
     while True:
         datagram, client = dns.recvfrom(2048)
-        dns.sendto(server.answer_dns(datagram), client)
+        reply = server.answer_dns(datagram)
+        if reply is not None:
+            dns.sendto(reply, client)
 
 
 def be_client(interface: str, hostname: str, script: str) -> None:

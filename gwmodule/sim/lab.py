@@ -102,16 +102,19 @@ def enter(host: str, command: Sequence[str]) -> int:
 def execute(arguments: list[str]) -> NoReturn:
     """Start this command again in namespaces of its own, and let `enter` find them."""
     path = state_file()
-    path.unlink(missing_ok=True)
-    # Exclusively: in a shared directory somebody else's file or link must not be written to.
-    with path.open("x") as file:
-        file.write(str(os.getpid()))
+    try:
+        path.unlink(missing_ok=True)
+        # Exclusively: in a shared directory somebody else's file or link must not be written to.
+        with path.open("x") as file:
+            file.write(str(os.getpid()))
+    except OSError as exc:
+        raise LabError(f"{path}: {exc.strerror}") from exc
     isolate.execute(python("gwmodule.sim.cli", *arguments))
 
 
 def state_file() -> Path:
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    directory = Path(runtime if Path(runtime).is_dir() else tempfile.gettempdir())
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    directory = Path(runtime if runtime and Path(runtime).is_dir() else tempfile.gettempdir())
     return directory / f"gwmodule-lab-{os.getuid()}.pid"
 
 
