@@ -639,8 +639,8 @@ class SolClient:
             return
         with_qop = self._method is LoginMethod.DIGEST
         challenge = parse(DIGEST_CHALLENGE if with_qop else DIGEST_RFC2069_CHALLENGE, reply.data)
-        realm = challenge.realm.decode(errors="replace")
-        qop = challenge.qop.decode(errors="replace") if with_qop else ""
+        realm = _decoded(challenge.realm)
+        qop = _decoded(challenge.qop) if with_qop else ""
         if with_qop and "auth" not in [name.strip() for name in qop.split(",")]:
             self._refuse(reply.status, f"quality of protection {qop[:40]!r}, expected 'auth'")
             return
@@ -651,7 +651,7 @@ class SolClient:
         login = DigestLogin(
             self._username,
             realm,
-            challenge.nonce.decode(errors="replace"),
+            _decoded(challenge.nonce),
             cnonce=self._cnonce(),
             nc=NONCE_COUNT,
             qop="auth" if with_qop else "",
@@ -749,6 +749,14 @@ class SolClient:
             MessageType.END_SOL_REDIRECTION_REPLY: _on_ended,
         },
     }
+
+
+def _decoded(text: bytes) -> str:
+    # Strict, because what we say must come back byte for byte: a replacement would change it.
+    try:
+        return text.decode()
+    except UnicodeDecodeError as exc:
+        raise RedirectionFormatError(f"challenge text {text[:20]!r} is not UTF-8") from exc
 
 
 def _refusal_text(status: int) -> str:

@@ -30,10 +30,11 @@ import h11
 from gwmodule.errors import GatewayError
 from gwmodule.sim import tls
 from gwmodule.sim.control import ControlServer, claim
-from gwmodule.sim.hello import HelloTarget, build_hello, resolve
+from gwmodule.sim.hello import HelloTarget, build_hello
 from gwmodule.sim.http import MAX_BODY, HttpServer, Response
 from gwmodule.sim.machine import Machine, Provisioning
 from gwmodule.sim.redirection import MAX_BACKLOG, Login, RedirectionServer
+from gwmodule.sim.resolver import resolve
 from gwmodule.sim.rmcp import pong
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from uuid import UUID
 from gwmodule.amt.digest import md5_hex
 from gwmodule.amt.redirection import SessionKind
 
-# The UART's transmit buffer towards the SOL session: what a 115,200 baud line says in 5 s.
+# What the host may say before the SOL session takes it: 5 s of a 115,200 baud line.
 MAX_SERIAL = 64 * 1024
 MAX_LINE = 256
 # Intel asks for ten seconds between two power requests; we count who does not wait.
@@ -190,6 +190,8 @@ class Machine:
         self.power_requests = 0
         self.hurried_requests = 0
         self.boots = 0
+        # Bytes the host said while its transmit buffer was full.
+        self.serial_dropped = 0
         self._pace = serial_pace
         self._sessions: set[SessionKind] = set()
         self._last_request = float("-inf")
@@ -377,5 +379,6 @@ class Machine:
 
     def _put(self, data: bytes) -> None:
         if SessionKind.SOL in self._sessions:
-            # The UART has no more room; the SOL session reports its own losses, this one is ours.
-            self._serial += data[: MAX_SERIAL - len(self._serial)]
+            room = MAX_SERIAL - len(self._serial)
+            self._serial += data[:room]
+            self.serial_dropped += max(0, len(data) - room)

@@ -59,7 +59,7 @@ STAND_ALONE = frozenset(
 STAND_ALONE_PAUSE = 0.05
 LOGIN_TIMEOUT = 60.0
 MAX_FAILED_LOGINS = 3
-# What may wait for a console that does not read; beyond it the serial line's bytes are dropped.
+# What may wait here for a console that does not read; more waits in the host's own buffer.
 MAX_BACKLOG = 16 * 1024
 
 
@@ -110,7 +110,9 @@ class RedirectionServer:
         self._alone_until = now
         self._serial = bytearray()
         self._serial_since = now
+        self._full_since: float | None = None
         self._overflow = False
+        self._dropped_before = machine.serial_dropped
         self._powered: bool | None = None
         self._sequence = 0
         self._heard = now
@@ -165,6 +167,8 @@ class RedirectionServer:
                 deadlines.append(self._heartbeat_at)
             if self._serial and self._settings.tx_buffer_timeout_ms:
                 deadlines.append(self._serial_since + self._settings.tx_buffer_timeout_ms / 1000)
+            if self._full_since is not None and self._settings.tx_overflow_timeout_ms:
+                deadlines.append(self._full_since + self._settings.tx_overflow_timeout_ms / 1000)
         return min(deadlines, default=None)
 
     def handle_timeout(self, now: float) -> None:
@@ -359,20 +363,35 @@ class RedirectionServer:
         self._send(SOL_CONTROLS.build(message), now)
 
     def _take_serial(self, now: float) -> None:
-        while data := self._machine.data_to_send(MAX_BACKLOG):
+        room = max(0, MAX_BACKLOG - self.pending - len(self._serial))
+        if data := self._machine.data_to_send(room):
             if not self._serial:
                 self._serial_since = now
-            room = max(0, MAX_BACKLOG - self.pending - len(self._serial))
-            self._serial += data[:room]
-            if len(data) > room:
-                self.dropped += len(data) - room
-                self._overflow = True
+            self._serial += data
+        self._overflow_when_full(len(data) == room, now)
         full = max(1, self._settings.max_tx_buffer)
         while len(self._serial) >= full:
             self._send_serial(full, now)
         timeout = self._settings.tx_buffer_timeout_ms / 1000
         if self._serial and timeout and now >= self._serial_since + timeout:
             self._flush_serial(now)
+
+    def _overflow_when_full(self, full: bool, now: float) -> None:
+        """TxOverflowTimeout: how long a full buffer may wait before its bytes are dropped."""
+        if not full:
+            self._full_since = None
+        elif self._full_since is None:
+            self._full_since = now
+        timeout = self._settings.tx_overflow_timeout_ms / 1000
+        if self._full_since is not None and timeout and now >= self._full_since + timeout:
+            while lost := self._machine.data_to_send(MAX_BACKLOG):
+                self.dropped += len(lost)
+                self._overflow = True
+            self._full_since = now
+        if self._machine.serial_dropped != self._dropped_before:
+            self.dropped += self._machine.serial_dropped - self._dropped_before
+            self._dropped_before = self._machine.serial_dropped
+            self._overflow = True
 
     def _flush_serial(self, now: float) -> None:
         while self._serial:

@@ -43,7 +43,7 @@ def device_context(pem: bytes) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     # MINIMUM_SUPPORTED: naming TLS 1.0 would be a DeprecationWarning.
     context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.set_ciphers("ALL:!aNULL:@SECLEVEL=0")
     # The ssl module reads certificates from files only.
     with tempfile.TemporaryDirectory(prefix="gwmodule-sim-") as directory:
         path = Path(directory, "device.pem")

@@ -1,7 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gwmodule.amt import redirection
@@ -312,6 +312,7 @@ def test_two_fresh_client_nonces_differ_and_fit_the_firmware() -> None:
     assert len(one) == 32
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1))
 def test_any_segmentation_gives_the_same_session(sizes: list[int]) -> None:
     sol = client()
@@ -324,6 +325,7 @@ def test_any_segmentation_gives_the_same_session(sizes: list[int]) -> None:
     assert events(sol)[-1] == SolData(b"login: ")
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(FROM_DEVICE)), st.binary(min_size=1, max_size=200))
 def test_garbage_at_any_point_is_an_event_and_never_an_exception(good: int, garbage: bytes) -> None:
     sol = client()
@@ -357,6 +359,19 @@ def test_a_challenge_cut_short_inside_says_so() -> None:
     feed(sol, STARTED, METHODS, bytes.fromhex("14010000 04 02000000 27 44"))
     [closed] = events(sol)
     assert isinstance(closed, SolClosed)
+
+
+@pytest.mark.parametrize("position", [9, 49])
+def test_a_challenge_that_is_no_text_says_so(position: int) -> None:
+    sol = client()
+    texts = b"\xff" + b"\xff" * 255 + b"\xff" + b"n" * 255 + b"\x04auth"
+    if position == 49:
+        texts = b"\xff" + b"r" * 255 + b"\xff" + b"\xff" * 255 + b"\x04auth"
+    length = len(texts).to_bytes(4, "little")
+    feed(sol, STARTED, METHODS, bytes.fromhex("14010000 04") + length + texts)
+    [closed] = events(sol)
+    assert isinstance(closed, SolClosed)
+    assert "not UTF-8" in closed.reason
 
 
 def test_an_empty_data_message_is_no_event(opened: SolClient) -> None:
@@ -432,6 +447,7 @@ def chunks(stream: bytes, sizes: list[int]) -> Iterator[bytes]:
         turn += 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1))
 def test_the_tracker_knows_every_boundary_of_both_directions(sizes: list[int]) -> None:
     typed = redirection.build_sol_data(MessageType.SOL_DATA_TO_HOST, 1, b"\0" * 300)
@@ -482,6 +498,7 @@ def test_a_tracker_that_is_lost_stays_lost(direction: Direction, stream: bytes) 
     assert not tracker.at_boundary
 
 
+@settings(deadline=None)
 @given(st.sampled_from(Direction), st.lists(st.binary(max_size=50)))
 def test_the_tracker_survives_anything(direction: Direction, stream: list[bytes]) -> None:
     tracker = MessageTracker(direction)

@@ -1,7 +1,8 @@
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gwmodule.amt import redirection
@@ -22,7 +23,7 @@ from gwmodule.amt.redirection import (
     build_sol_plain,
     build_start_sol,
 )
-from gwmodule.sim.machine import PROFILES, Machine, PowerRequest, Provisioning
+from gwmodule.sim.machine import MAX_SERIAL, PROFILES, Machine, PowerRequest, Provisioning
 from gwmodule.sim.redirection import (
     MAX_BACKLOG,
     MAX_FAILED_LOGINS,
@@ -69,6 +70,7 @@ def opened(pc: Machine, settings: SolSettings = QUICK) -> RedirectionServer:
 def later(device: RedirectionServer, now: float) -> list[bytes]:
     """The whole messages that come until `now`, timer by timer."""
     reader = MessageReader(Direction.FROM_DEVICE)
+    reader.receive(sent(device))
     while (deadline := device.next_timeout()) is not None and deadline <= now:
         device.handle_timeout(deadline)
         reader.receive(sent(device))
@@ -337,17 +339,29 @@ def test_sol_can_be_started_again_in_one_session() -> None:
     assert pc.sessions == {SessionKind.SOL}
 
 
-def test_a_console_that_reads_nothing_costs_bounded_memory_and_is_told() -> None:
+# Each line of a hundred characters makes the system say more than two hundred.
+@pytest.mark.parametrize(
+    ("overflow_ms", "lines"), [(0, (MAX_BACKLOG + MAX_SERIAL) // 100), (100, MAX_BACKLOG // 100)]
+)
+def test_a_console_that_reads_nothing_costs_bounded_memory_and_is_told(
+    overflow_ms: int, lines: int
+) -> None:
     pc = machine()
-    device = opened(pc)
-    for _ in range(3 * MAX_BACKLOG // 100):
-        device.receive_data(build_sol_data(MessageType.SOL_DATA_TO_HOST, 0, b"x" * 99 + b"\r"), 1.0)
+    device = opened(pc, replace(QUICK, tx_overflow_timeout_ms=overflow_ms))
+    line = build_sol_data(MessageType.SOL_DATA_TO_HOST, 0, b"x" * 99 + b"\r")
+    for _ in range(lines):
+        device.receive_data(line, 1.0)
     assert device.pending < 2 * MAX_BACKLOG
+    # Time drops nothing unless the console said so; the host's own full buffer does.
+    assert (device.dropped > 0) == (overflow_ms == 0)
+    device.handle_timeout(1.2)
     assert device.dropped > 0
-    lines = [m for m in later(device, 2.0) if m[0] == MessageType.SOL_CONTROLS_FROM_HOST]
-    device.pump(3.0)
-    lines += [m for m in [sent(device)] if m[:1] == b"\x29"]
-    assert any(message[9] & 1 for message in lines)
+    told = later(device, 2.0)
+    device.pump(2.0)
+    told += later(device, 3.0)
+    assert len(told) > 16
+    controls = [m for m in told if m[0] == MessageType.SOL_CONTROLS_FROM_HOST]
+    assert any(message[9] & 1 for message in controls)
 
 
 def test_the_console_leaves_without_a_word() -> None:
@@ -373,6 +387,7 @@ def test_data_before_the_login_ends_the_connection() -> None:
     assert device.closed_because == "message type 0x28 while logging in"
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5), st.binary(min_size=1, max_size=300))
 def test_garbage_never_raises(good: int, garbage: bytes) -> None:
     pc = machine()
@@ -384,6 +399,7 @@ def test_garbage_never_raises(good: int, garbage: bytes) -> None:
     later(device, 5.0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1))
 def test_any_segmentation_opens_the_line(sizes: list[int]) -> None:
     pc = machine()

@@ -3,7 +3,7 @@ from uuid import UUID
 from xml.sax.saxutils import escape
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gwmodule.sim.classes import identify, resources
@@ -269,6 +269,7 @@ def test_what_is_no_envelope_is_a_fault(server: WsmanServer, request_: bytes) ->
     assert fault(server, request_).startswith("c:")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 600))
 def test_no_request_raises(garbage: bytes, cut: int) -> None:
     pc = Machine(PC, "P@ssw0rd", now=0.0)
