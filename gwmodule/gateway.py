@@ -36,7 +36,7 @@ from gwmodule.relay.policy import Policy
 from gwmodule.relay.probe import ProbeScheduler
 from gwmodule.relay.streams import Streams
 from gwmodule.telemetry import Counters, EventLog, memory
-from gwmodule.uplink.dialer import Dialer
+from gwmodule.uplink.dialer import Dialer, GatewaySession
 from gwmodule.wire.events import (
     ChannelAccepted,
     ChannelEnded,
@@ -79,13 +79,12 @@ class Relay:
         self._policy = Policy(config)
         self._watcher = LanWatcher(config.lan, self._on_lan_event)
         self._lan = LanDialer(config, self._watcher, self._policy)
-        self._dialer = Dialer(config, self, rng)
         self._listener = HelloListener(config.lan.hello_port, self._on_hello)
         self._capture = CaptureClient(
             config.capture.socket, self._on_observation, self._on_capture_counters
         )
         self._capture_counters: dict[str, Any] = {}
-        self._prober = ProbeScheduler(config.probe, self._devices, self._probe, self._pump)
+        self._prober = ProbeScheduler(self._devices, config.probe, self._probe, self._pump)
         self._control = ControlServer(
             config.control.socket,
             {
@@ -96,21 +95,22 @@ class Relay:
         )
         self._listen_again = asyncio.Event()
         self._pump_timer: asyncio.TimerHandle | None = None
+        self._rng = rng
+        self._dialer: Dialer
         self._streams: Streams
         self._calls: Calls
 
     async def run(self) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
+            self._dialer = Dialer(self._config, self, tasks, self._rng)
             self._streams = Streams(
-                self._dialer,
                 self._lan.dial,
                 tasks,
                 self._config.streams.max_streams,
                 self._counters,
             )
             self._calls = Calls(
-                self._dialer,
                 self._lan.dial,
                 self._streams.release_device,
                 tasks,
@@ -206,20 +206,20 @@ class Relay:
         if not self._dialer.connected:
             return
         now = self._loop.time()
-        mux = self._dialer.mux
+        mux = self._dialer.session.mux
         while mux.queued_messages < _NOTICES_IN_FLIGHT:
             notice = self._devices.next_notice(now)
             if notice is None:
                 break
             mux.send_message(notice)
-        self._dialer.flush_soon()
-        due = self._devices.next_timeout()
+        self._dialer.session.flush_soon()
+        due = self._devices.next_notice_at()
         if due is not None:
             self._pump_timer = self._loop.call_at(max(due, now + 0.05), self._pump)
 
     # ---- the session --------------------------------------------------------------------------
 
-    def session_up(self, fresh: bool) -> None:
+    def session_up(self, session: GatewaySession, fresh: bool) -> None:
         now = self._loop.time()
         if self._start_to_link_up is None:
             self._start_to_link_up = _since(self._started)
@@ -227,34 +227,31 @@ class Relay:
             self._devices.session_started(now)
         self._pump()
 
-    def session_down(self) -> None:
-        """What is unacknowledged stays in the outbox."""
-
-    def session_event(self, event: Event) -> None:
+    def session_event(self, session: GatewaySession, event: Event) -> None:
         match event:
             case DataReceived(channel, data):
-                self._streams.data_received(channel, data)
+                self._streams.data_received(session, channel, data)
             case MessageReceived(message):
-                self._on_message(message)
-            case ChannelOpened(channel, priority, target):
+                self._on_message(session, message)
+            case ChannelOpened(channel, _, target):
                 if isinstance(target, StreamTarget):
-                    self._streams.opened(channel, priority, target)
+                    self._streams.opened(session, channel, target)
                 else:
-                    self._dialer.mux.refuse(channel, Code.CHANNEL_STATE, "results go to the MSP")
+                    session.mux.refuse(channel, Code.CHANNEL_STATE, "results go to the MSP")
             case ChannelWritable(channel) | ChannelAccepted(channel):
-                self._streams.writable(channel)
-                self._calls.writable(channel)
+                self._streams.writable(session, channel)
+                self._calls.writable(session, channel)
             case EofReceived(channel):
-                self._streams.eof_received(channel)
+                self._streams.eof_received(session, channel)
             case ChannelEnded(channel, _, reason):
-                self._streams.ended(channel, reason)
-                self._calls.ended(channel)
+                self._streams.ended(session, channel, reason)
+                self._calls.ended(session, channel)
             case PeerGoingAway() | RoundTrip() | LinkDead() | SessionReset():
                 pass
             case _:
                 assert_never(event)
 
-    def _on_message(self, message: Message) -> None:
+    def _on_message(self, session: GatewaySession, message: Message) -> None:
         match message:
             case NoticeAck(sequence, want_snapshot):
                 self._devices.acknowledge(sequence)
@@ -262,9 +259,9 @@ class Relay:
                     self._devices.snapshot_wanted(self._loop.time())
                 self._pump()
             case Call():
-                self._calls.start(message)
+                self._calls.start(session, message)
             case Cancel(number):
-                self._calls.cancel(number)
+                self._calls.cancel(session, number)
             case Notice() | Progress() | Result():
                 self._counters["messages_misdirected"] += 1
             case _:
@@ -292,7 +289,7 @@ class Relay:
                 "failed": {str(a): why for a, why in self._listener.failed.items()},
                 "counters": dict(self._listener.counters),
             },
-            "devices": {"known": len(self._devices), "counters": dict(self._devices.counters)},
+            "devices": self._devices.status(),
             "streams": len(self._streams),
             "calls": len(self._calls),
             "policy_refusals": dict(self._policy.counters),

@@ -266,7 +266,8 @@ class GatewayListener:
         return acks
 
     def _on_session_down(self, session: Session) -> None:
-        if session.ended:
+        if session.ended or session.draining:
+            # A draining session lives on for its streams, but its successor takes the name.
             self._sessions.remove(session)
         try:
             self._registry.gateway_disconnected(session.gateway, _now())

@@ -199,6 +199,7 @@ class Session:
         self._calls: dict[int, _PendingCall] = {}
         self._last_call = 0
         self._expiry: asyncio.TimerHandle | None = None
+        self.draining = False
         self.ended = False
 
     @property
@@ -238,6 +239,16 @@ class Session:
         if self._link is not None:
             self._link.close(goaway)
 
+    def send_away(self, reason: str, address: str, deadline: int) -> None:
+        """Make before break: the gateway opens a new session at `address` (empty: here again), this
+        one takes no new channels and ends with its last stream, at the latest in `deadline` s.
+        """
+        self.draining = True
+        self.mux.go_away(GoAway(Code.SHUTDOWN, reason, address, deadline))
+        self.flush_soon()
+        self._expiry = self._loop.call_later(deadline, self.end, Code.SHUTDOWN, reason)
+        self._on_down(self)
+
     def link_ready(self, link: Link) -> None:
         """TLS was up before the session got this link."""
 
@@ -256,6 +267,9 @@ class Session:
         self.detach()
         if isinstance(reason, RemoteProtocolError):
             self.end(reason.code, f"protocol error: {reason}")
+            return
+        if self.draining:
+            self.end(Code.SHUTDOWN, "the gateway moved to another session")
             return
         self._expiry = self._loop.call_later(
             self._wait, self.end, Code.SESSION_LOST, f"the gateway was away for {self._wait:.0f} s"
@@ -306,7 +320,7 @@ class Session:
         LinkLost when the gateway is away, or with "outcome unknown" when it went away before the
         result; DeadlineExceeded when not even the gateway's own deadline brought an answer.
         """
-        if self._link is None:
+        if self._link is None or self.draining:
             raise LinkLost(f"gateway {self.gateway} is not connected")
         self._last_call = (self._last_call + 1) & 0xFFFFFFFF
         number = self._last_call
@@ -346,7 +360,7 @@ class Session:
 
     async def open_stream(self, target: StreamTarget, priority: Priority) -> Stream:
         """ChannelReset with the gateway's code and reason when it refuses."""
-        if self._link is None:
+        if self._link is None or self.draining:
             raise ChannelReset(Code.SESSION_LOST, f"gateway {self.gateway} is not connected")
         try:
             channel = self.mux.open(target, priority)

@@ -27,11 +27,10 @@ from gwmodule.errors import (
     PolicyRefused,
     WsmanFault,
 )
-from gwmodule.relay.streams import DialDevice, Uplink
+from gwmodule.relay.streams import DialDevice, Session
 from gwmodule.telemetry import Counters, EventLog
 from gwmodule.wire.frames import MAX_PAYLOAD, Priority
 from gwmodule.wire.messages import Call, Progress, Result, ResultTarget
-from gwmodule.wire.mux import Mux
 from gwmodule.wire.notices import NO_UUID, format_mac
 
 MAX_CALLS = 64
@@ -49,42 +48,41 @@ class _Running:
 class Calls:
     def __init__(
         self,
-        uplink: Uplink,
         dial: DialDevice,
         release_device: Callable[[IPv4Address, str], int],
         tasks: asyncio.TaskGroup,
         counters: Counters,
     ) -> None:
-        self._uplink = uplink
         self._dial = dial
         self._release_device = release_device
         self._tasks = tasks
         self._counters = counters
         self._log = EventLog("gwmodule.calls")
-        self._running: dict[tuple[Mux, int], _Running] = {}
+        self._running: dict[tuple[Session, int], _Running] = {}
         self._devices: dict[bytes, _Turn] = {}
-        self._bodies: dict[int, deque[bytes]] = {}
+        self._bodies: dict[tuple[Session, int], deque[bytes]] = {}
 
     def __len__(self) -> int:
         return len(self._running)
 
-    def start(self, call: Call) -> None:
-        mux = self._uplink.mux
-        if len(self._running) >= MAX_CALLS or (mux, call.call) in self._running:
-            self._answer(mux, call, Code.LIMIT, {"error": f"{MAX_CALLS} calls are running"}, 0.0, 0)
+    def start(self, session: Session, call: Call) -> None:
+        if len(self._running) >= MAX_CALLS or (session, call.call) in self._running:
+            self._answer(
+                session, call, Code.LIMIT, {"error": f"{MAX_CALLS} calls are running"}, 0.0, 0
+            )
             return
-        task = self._tasks.create_task(self._run(mux, call), name=f"call-{call.call}")
-        self._running[mux, call.call] = _Running(task)
+        task = self._tasks.create_task(self._run(session, call), name=f"call-{call.call}")
+        self._running[session, call.call] = _Running(task)
 
-    def cancel(self, number: int) -> None:
-        running = self._running.get((self._uplink.mux, number))
+    def cancel(self, session: Session, number: int) -> None:
+        running = self._running.get((session, number))
         if running is not None:
             running.cancelled = True
             running.task.cancel()
 
     # ---- one call -----------------------------------------------------------------------------
 
-    async def _run(self, mux: Mux, call: Call) -> None:
+    async def _run(self, session: Session, call: Call) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
         client: WsmanClient | None = None
@@ -94,13 +92,13 @@ class Calls:
             async with self._turn(call.mac), asyncio.timeout_at(started + call.deadline):
                 client = self._client(call, started + call.deadline)
                 async with client:
-                    body = await function.run(client, arguments, self._context(mux, call))
+                    body = await function.run(client, arguments, self._context(session, call))
             code = Code.OK
         except TimeoutError:
             code = Code.DEADLINE
             body = {"error": f"no result within {call.deadline:g} s"}
         except asyncio.CancelledError:
-            if not self._running[mux, call.call].cancelled:
+            if not self._running[session, call.call].cancelled:
                 raise
             code, body = Code.CANCELLED, {"error": "cancelled by the MSP"}
         except GatewayError as exc:
@@ -110,11 +108,11 @@ class Calls:
             self._log.exception("call_failed", function=call.function)
             code, body = Code.INTERNAL, {"error": "internal error of the gateway, see its log"}
         finally:
-            self._running.pop((mux, call.call), None)
+            self._running.pop((session, call.call), None)
         exchanges = 0 if client is None else client.facts.exchanges
         if client is not None:
             body.setdefault("_device", client.facts.as_json())
-        self._answer(mux, call, code, body, loop.time() - started, exchanges)
+        self._answer(session, call, code, body, loop.time() - started, exchanges)
 
     def _client(self, call: Call, deadline: float) -> WsmanClient:
         async def dial(port: int) -> socket.socket:
@@ -122,11 +120,10 @@ class Calls:
 
         return WsmanClient(dial, call.credential, tls=call.tls, pin=call.pin, deadline=deadline)
 
-    def _context(self, mux: Mux, call: Call) -> Context:
+    def _context(self, session: Session, call: Call) -> Context:
         def progress(done: int, total: int, step: str) -> None:
-            if mux is self._uplink.mux:
-                mux.send_message(Progress(call.call, done, total, step))
-                self._uplink.flush_soon()
+            session.mux.send_message(Progress(call.call, done, total, step))
+            session.flush_soon()
 
         return Context(
             uuid=None if call.uuid == NO_UUID else call.uuid,
@@ -144,7 +141,7 @@ class Calls:
     # ---- results ------------------------------------------------------------------------------
 
     def _answer(
-        self, mux: Mux, call: Call, code: Code, body: Any, elapsed: float, exchanges: int
+        self, session: Session, call: Call, code: Code, body: Any, elapsed: float, exchanges: int
     ) -> None:
         self._counters[f"calls_{code.name.lower()}"] += 1
         self._log.info(
@@ -156,34 +153,34 @@ class Calls:
             ms=round(elapsed * 1000),
             exchanges=exchanges,
         )
-        if mux is not self._uplink.mux:
+        if session.mux.ended:
             self._counters["results_dropped"] += 1
             return
         data = json.dumps(body, separators=(",", ":")).encode()
         detached = len(data) > _INLINE
         if detached:
-            channel = mux.open(ResultTarget(call.call), Priority.BULK)
+            channel = session.mux.open(ResultTarget(call.call), Priority.BULK)
             chunks = (data[i : i + _CHUNK] for i in range(0, len(data), _CHUNK))
-            self._bodies[channel] = deque(chunks)
+            self._bodies[session, channel] = deque(chunks)
         result = Result(call.call, code, elapsed, exchanges, b"" if detached else data, detached)
-        mux.send_message(result)
-        self._uplink.flush_soon()
+        session.mux.send_message(result)
+        session.flush_soon()
 
-    def writable(self, channel: int) -> None:
+    def writable(self, session: Session, channel: int) -> None:
         """The MSP accepted a body's channel, or there is room again: send what fits."""
-        chunks = self._bodies.get(channel)
+        chunks = self._bodies.get((session, channel))
         if chunks is None:
             return
-        mux = self._uplink.mux
+        mux = session.mux
         while chunks and mux.room(channel) > 0:
             mux.send(channel, chunks.popleft())
         if not chunks:
             mux.send_eof(channel)
-            del self._bodies[channel]
-        self._uplink.flush_soon()
+            del self._bodies[session, channel]
+        session.flush_soon()
 
-    def ended(self, channel: int) -> None:
-        self._bodies.pop(channel, None)
+    def ended(self, session: Session, channel: int) -> None:
+        self._bodies.pop((session, channel), None)
 
 
 class _Turn:

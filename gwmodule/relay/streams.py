@@ -16,7 +16,6 @@ from typing import Protocol
 
 from gwmodule.errors import Code, DeviceUnreachable, PolicyRefused
 from gwmodule.telemetry import Counters, EventLog
-from gwmodule.wire.frames import Priority
 from gwmodule.wire.messages import StreamTarget
 from gwmodule.wire.mux import Mux
 from gwmodule.wire.notices import format_mac
@@ -27,66 +26,64 @@ _READ = 16384
 DialDevice = Callable[[IPv4Address, int, bytes], Awaitable[socket.socket]]
 
 
-class Uplink(Protocol):
-    """What roles need of the session: the mux of the moment, and a flush."""
+class Session(Protocol):
+    """What roles need of a session: its mux, and a flush."""
 
-    @property
-    def mux(self) -> Mux: ...
+    mux: Mux
 
     def flush_soon(self) -> None: ...
 
 
 class Streams:
-    """All streams of a session, by channel."""
+    """All streams, by session and channel."""
 
     def __init__(
         self,
-        uplink: Uplink,
         dial: DialDevice,
         tasks: asyncio.TaskGroup,
         max_streams: int,
         counters: Counters,
     ) -> None:
-        self._uplink = uplink
         self._dial = dial
         self._tasks = tasks
         self._max_streams = max_streams
         self._counters = counters
         self._log = EventLog("gwmodule.streams")
-        self._streams: dict[int, _Stream] = {}
-        self._opening: dict[int, asyncio.Task[None]] = {}
+        self._streams: dict[tuple[Session, int], _Stream] = {}
+        self._opening: dict[tuple[Session, int], asyncio.Task[None]] = {}
 
     def __len__(self) -> int:
         return len(self._streams)
 
-    def opened(self, channel: int, priority: Priority, target: StreamTarget) -> None:
+    def opened(self, session: Session, channel: int, target: StreamTarget) -> None:
         """The MSP asks for a stream: connect, then accept or refuse with the reason."""
         if len(self._streams) + len(self._opening) >= self._max_streams:
-            self._refuse(channel, Code.LIMIT, f"{self._max_streams} streams are open")
+            self._refuse(session, channel, Code.LIMIT, f"{self._max_streams} streams are open")
             return
-        task = self._tasks.create_task(self._open(channel, target), name=f"open-{channel}")
-        self._opening[channel] = task
+        task = self._tasks.create_task(self._open(session, channel, target), name=f"open-{channel}")
+        self._opening[session, channel] = task
 
-    async def _open(self, channel: int, target: StreamTarget) -> None:
+    async def _open(self, session: Session, channel: int, target: StreamTarget) -> None:
+        key = (session, channel)
         try:
             sock = await self._dial(target.address, target.port, target.mac)
         except PolicyRefused as exc:
             self._log.warning("stream_refused", rule=exc.rule, reason=exc)
-            self._refuse(channel, exc.code, str(exc))
+            self._refuse(session, channel, exc.code, str(exc))
             return
         except DeviceUnreachable as exc:
-            self._refuse(channel, exc.code, str(exc))
+            self._refuse(session, channel, exc.code, str(exc))
             return
         except asyncio.CancelledError:
             # Cancelled by `ended`: the MSP does not want it any more. Anything else is a shutdown.
-            if channel in self._opening:
+            if key in self._opening:
                 raise
             return
         finally:
-            self._opening.pop(channel, None)
-        self._streams[channel] = _Stream(self._uplink, channel, sock, target, self._closed)
-        self._uplink.mux.accept(channel)
-        self._uplink.flush_soon()
+            self._opening.pop(key, None)
+        self._streams[key] = _Stream(session, channel, sock, target, self._closed)
+        session.mux.accept(channel)
+        session.flush_soon()
         self._counters["streams_opened"] += 1
         self._log.info(
             "stream_opened",
@@ -96,29 +93,33 @@ class Streams:
             mac=format_mac(target.mac),
         )
 
-    def _refuse(self, channel: int, code: Code, reason: str) -> None:
+    def _refuse(self, session: Session, channel: int, code: Code, reason: str) -> None:
         self._counters[f"streams_refused_{code.name.lower()}"] += 1
-        self._uplink.mux.refuse(channel, code, reason)
-        self._uplink.flush_soon()
+        session.mux.refuse(channel, code, reason)
+        session.flush_soon()
 
-    def data_received(self, channel: int, data: bytes) -> None:
-        if channel in self._streams:
-            self._streams[channel].data_received(data)
+    def data_received(self, session: Session, channel: int, data: bytes) -> None:
+        stream = self._streams.get((session, channel))
+        if stream is not None:
+            stream.data_received(data)
 
-    def eof_received(self, channel: int) -> None:
-        if channel in self._streams:
-            self._streams[channel].eof_received()
+    def eof_received(self, session: Session, channel: int) -> None:
+        stream = self._streams.get((session, channel))
+        if stream is not None:
+            stream.eof_received()
 
-    def writable(self, channel: int) -> None:
-        if channel in self._streams:
-            self._streams[channel].resume_reading()
+    def writable(self, session: Session, channel: int) -> None:
+        stream = self._streams.get((session, channel))
+        if stream is not None:
+            stream.resume_reading()
 
-    def ended(self, channel: int, reason: str) -> None:
+    def ended(self, session: Session, channel: int, reason: str) -> None:
         """The MSP reset it, or its session is lost."""
-        if channel in self._streams:
-            self._streams[channel].close(reason)
-        elif channel in self._opening:
-            self._opening.pop(channel).cancel()
+        key = (session, channel)
+        if key in self._streams:
+            self._streams[key].close(reason)
+        elif key in self._opening:
+            self._opening.pop(key).cancel()
 
     def release_device(self, address: IPv4Address, reason: str) -> int:
         """Close our redirection streams to a device, which refuses power off and cycle while one
@@ -130,7 +131,7 @@ class Streams:
         return len(mine)
 
     def _closed(self, stream: _Stream, reason: str) -> None:
-        del self._streams[stream.channel]
+        del self._streams[stream.session, stream.channel]
         self._counters["bytes_to_devices"] += stream.bytes_to_device
         self._counters["bytes_from_devices"] += stream.bytes_from_device
         self._log.info(
@@ -148,14 +149,14 @@ class _Stream:
 
     def __init__(
         self,
-        uplink: Uplink,
+        session: Session,
         channel: int,
         sock: socket.socket,
         target: StreamTarget,
         on_closed: Callable[[_Stream, str], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._uplink = uplink
+        self.session = session
         self.channel = channel
         self._sock = sock
         self.target = target
@@ -184,7 +185,7 @@ class _Stream:
             self._loop.remove_reader(self._sock.fileno())
 
     def _on_readable(self) -> None:
-        mux = self._uplink.mux
+        mux = self.session.mux
         if mux.room(self.channel) <= 0:
             self._pause_reading()
             return
@@ -203,7 +204,7 @@ class _Stream:
             self._pause_reading()
             mux.send_eof(self.channel)
             self._close_when_done()
-        self._uplink.flush_soon()
+        self.session.flush_soon()
 
     # ---- MSP to device ------------------------------------------------------------------------
 
@@ -229,13 +230,13 @@ class _Stream:
                 self.reset(Code.CONNECTION_LOST, f"the device's connection broke: {exc.strerror}")
                 return
             self.bytes_to_device += sent
-            self._uplink.mux.consume(self.channel, sent, self._loop.time())
+            self.session.mux.consume(self.channel, sent, self._loop.time())
             if sent == len(chunk):
                 self._to_device.popleft()
             else:
                 self._to_device[0] = chunk[sent:]
         self._watch_writable(False)
-        self._uplink.flush_soon()
+        self.session.flush_soon()
         if self._eof_to_device and not self._shut_down:
             self._shut_down = True
             # The device may have closed first: then its EOF or RST is on the way to us.
@@ -257,8 +258,8 @@ class _Stream:
             self.close("both ends closed")
 
     def reset(self, code: Code, reason: str) -> None:
-        self._uplink.mux.reset(self.channel, code, reason)
-        self._uplink.flush_soon()
+        self.session.mux.reset(self.channel, code, reason)
+        self.session.flush_soon()
         self.close(reason)
 
     def close(self, reason: str) -> None:

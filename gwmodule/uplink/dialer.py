@@ -33,33 +33,52 @@ from gwmodule.wire.mux import Mux, Side
 _SO_BINDTODEVICE = getattr(socket, "SO_BINDTODEVICE", 25)
 
 
+class GatewaySession:
+    """One session with the MSP, and the link that carries it now."""
+
+    def __init__(self, config: Config, rng: random.Random) -> None:
+        self.mux = Mux(Side.GATEWAY, config.mux, config.liveness, rng)
+        self.token = NO_TOKEN
+        self.link: Link | None = None
+        self.welcome: Welcome | None = None
+        # The MSP asked us to leave: no new channels, and gone when the last one ends.
+        self.draining = False
+        self.lost: asyncio.Future[GatewayError] = asyncio.get_running_loop().create_future()
+
+    def flush_soon(self) -> None:
+        if self.link is not None:
+            self.link.flush_soon()
+
+
 class SessionHandler(Protocol):
-    def session_up(self, fresh: bool) -> None:
+    def session_up(self, session: GatewaySession, fresh: bool) -> None:
         """A link carries the session; `fresh` when the MSP knows nothing of before."""
 
-    def session_down(self) -> None:
-        """The link is gone; the session may come back."""
-
-    def session_event(self, event: Event) -> None: ...
+    def session_event(self, session: GatewaySession, event: Event) -> None: ...
 
 
 class Dialer:
-    """Owns the session and the one link that carries it."""
+    """Owns the session and the one link that carries it (two while one drains)."""
 
-    def __init__(self, config: Config, handler: SessionHandler, rng: random.Random) -> None:
+    def __init__(
+        self,
+        config: Config,
+        handler: SessionHandler,
+        tasks: asyncio.TaskGroup,
+        rng: random.Random,
+    ) -> None:
         self._config = config
         self._handler = handler
+        self._tasks = tasks
         self._rng = rng
         self._log = EventLog("gwmodule.uplink")
         self._backoff = Backoff(config.backoff, rng)
         self._wake = asyncio.Event()
         self._boot_id = secrets.token_bytes(8)
-        self._token = NO_TOKEN
-        self._link: Link | None = None
-        self._lost: asyncio.Future[GatewayError] | None = None
-        self.mux = self._new_mux()
+        self.session = GatewaySession(config, rng)
+        # Where a GOAWAY told us to go; tried first, once.
+        self._next_address = ""
         self.counters = Counters()
-        self.welcome: Welcome | None = None
         self.msp = ""
         self.connected_since: float | None = None
         self.last_error = ""
@@ -70,40 +89,35 @@ class Dialer:
     def connected(self) -> bool:
         return self.connected_since is not None
 
-    def flush_soon(self) -> None:
-        if self._link is not None:
-            self._link.flush_soon()
-
     def reconnect(self, reason: str) -> None:
         """Dial now: drop the link if there is one, cut the back-off if there is none."""
         self._log.info("reconnect", reason=reason)
         self._backoff.reset()
         self._wake.set()
-        if self._link is not None:
-            self._link.abort(LinkLost(reason))
+        if self.session.link is not None:
+            self.session.link.abort(LinkLost(reason))
 
     def wan_changed(self, reason: str) -> None:
         """Cut a back-off; drop a link only when the address it was made from is gone."""
         if not self.connected:
             self._backoff.reset()
             self._wake.set()
-        elif self._link is not None and not _is_own_address(self._link.local_address):
+        elif self.session.link is not None and not _is_own(self.session.link.local_address):
             self.reconnect(f"WAN changed: {reason}")
 
     def status(self, now: float) -> dict[str, Any]:
-        welcome = self.welcome
+        welcome = self.session.welcome
+        since = self.connected_since
         return {
             "connected": self.connected,
             "msp": self.msp,
-            "connected_seconds": None
-            if self.connected_since is None
-            else round(now - self.connected_since, 3),
-            "rtt_ms": round(self.mux.rtt * 1000, 3),
+            "connected_seconds": None if since is None else round(now - since, 3),
+            "rtt_ms": round(self.session.mux.rtt * 1000, 3),
             "observed_address": "" if welcome is None else welcome.observed_address,
             "observed_port": 0 if welcome is None else welcome.observed_port,
             "gateway": "" if welcome is None else welcome.gateway,
-            "channels": self.mux.channels,
-            "unacknowledged_bytes": self.mux.unacknowledged,
+            "channels": self.session.mux.channels,
+            "unacknowledged_bytes": self.session.mux.unacknowledged,
             "last_error": self.last_error,
             "counters": dict(self.counters),
         }
@@ -113,7 +127,7 @@ class Dialer:
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            for entry in self._config.msp.address:
+            for entry in self._addresses():
                 self._wake.clear()
                 started = loop.time()
                 try:
@@ -124,7 +138,14 @@ class Dialer:
                     reason = exc
                 self.last_error = str(reason)
                 self._log.warning("link_down", msp=entry, reason=reason)
-            await self._pause(self._backoff.next_delay())
+                if self._next_address:
+                    break
+            if not self._next_address:
+                await self._pause(self._backoff.next_delay())
+
+    def _addresses(self) -> tuple[str, ...]:
+        first, self._next_address = self._next_address, ""
+        return (first, *self._config.msp.address) if first else self._config.msp.address
 
     async def _pause(self, delay: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -141,18 +162,21 @@ class Dialer:
         except BaseException:
             sock.close()
             raise
-        self._lost = loop.create_future()
-        arrival = _Departure(self, loop.time() + self._config.msp.connect_timeout)
-        self._link = link = Link(loop, sock, engine, arrival)
-        link.machine = arrival.handshake
+        session = self.session
+        session.lost = loop.create_future()
+        departure = _Departure(self, session, loop.time() + self._config.msp.connect_timeout)
+        session.link = link = Link(loop, sock, engine, departure)
+        link.machine = departure.handshake
         link.start(self._config.liveness.timeout)
         try:
-            await arrival.done
+            await departure.done
             self.msp = entry
-            return await self._lost
+            session = self.session
+            return await session.lost
         finally:
-            link.close(GoAway(Code.SHUTDOWN, "the gateway stops"))
-            self._link = None
+            if not session.draining:
+                link.close(GoAway(Code.SHUTDOWN, "the gateway stops"))
+                session.link = None
 
     async def _connect(self, host: str, port: int) -> socket.socket:
         """Every address of the name in turn, as resolved now. LinkLost names the last failure."""
@@ -209,11 +233,11 @@ class Dialer:
 
     # ---- what a departing link tells ----------------------------------------------------------
 
-    def greeting(self) -> Greeting:
+    def greeting(self, session: GatewaySession) -> Greeting:
         return Greeting(
             boot_id=self._boot_id,
-            token=self._token,
-            received=self.mux.received,
+            token=session.token,
+            received=session.mux.received,
             timeout=self._config.liveness.timeout,
             clock_trusted=clock_is_trusted(),
             deployment=self._config.deployment,
@@ -226,70 +250,112 @@ class Dialer:
         now = asyncio.get_running_loop().time()
         fresh = not welcome.resumed
         if fresh:
-            self._abandon(Code.SESSION_LOST, "the MSP has a fresh session")
-        self.mux.attach(0 if fresh else welcome.received, now)
-        self._token = welcome.token
-        self.welcome = welcome
+            self._renew(Code.SESSION_LOST, "the MSP has a fresh session", link)
+        session = self.session
+        session.mux.attach(0 if fresh else welcome.received, now)
+        session.token = welcome.token
+        session.welcome = welcome
         self.connected_since = now
         self.counters["sessions" if fresh else "resumes"] += 1
-        link.owner = self
-        link.machine = self.mux
+        link.owner = _Carrier(self, session)
+        link.machine = session.mux
         self._log.info(
             "link_up",
             gateway=welcome.gateway,
             resumed=welcome.resumed,
             observed=f"{welcome.observed_address}:{welcome.observed_port}",
         )
-        self._handler.session_up(fresh)
+        self._handler.session_up(session, fresh)
         if rest:
-            self.mux.receive_data(rest, now)
-            self.link_progress(link)
+            session.mux.receive_data(rest, now)
+            link.owner.link_progress(link)
 
-    def _abandon(self, code: Code, reason: str) -> None:
-        self._token = NO_TOKEN
-        self.mux.abandon(code, reason)
-        while (event := self.mux.next_event()) is not None:
-            self._handler.session_event(event)
-        self.mux = self._new_mux()
+    def _renew(self, code: Code, reason: str, link: Link | None) -> None:
+        """Every stream of the old session hears of its end; then a fresh one takes its place."""
+        old = self.session
+        self._abandon(old, code, reason)
+        self.session = GatewaySession(self._config, self._rng)
+        self.session.link, self.session.lost = link, old.lost
 
-    def _new_mux(self) -> Mux:
-        return Mux(Side.GATEWAY, self._config.mux, self._config.liveness, self._rng)
+    def _abandon(self, session: GatewaySession, code: Code, reason: str) -> None:
+        session.mux.abandon(code, reason)
+        while (event := session.mux.next_event()) is not None:
+            self._handler.session_event(session, event)
 
-    # ---- the link's owner ---------------------------------------------------------------------
+    # ---- what a carrying link tells -----------------------------------------------------------
+
+    def progress(self, session: GatewaySession, link: Link) -> None:
+        while (event := session.mux.next_event()) is not None:
+            if isinstance(event, LinkDead):
+                link.abort(LinkLost(f"nothing received for {event.silent:.1f} s"))
+            elif isinstance(event, PeerGoingAway):
+                self._on_goaway(session, event.goaway)
+            self._handler.session_event(session, event)
+        if session.draining and not session.mux.channels:
+            link.close(GoAway(Code.SHUTDOWN, "the last stream has ended"))
+
+    def _on_goaway(self, session: GatewaySession, goaway: GoAway) -> None:
+        self._log.info("goaway", code=goaway.code.name.lower(), reason=goaway.reason)
+        if goaway.code is not Code.SHUTDOWN or not goaway.deadline or session.draining:
+            return
+        # Make before break: a second link and session now, the old one ends with its streams.
+        session.draining = True
+        self._next_address = goaway.address or self.msp
+        self.connected_since = None
+        self.session = GatewaySession(self._config, self._rng)
+        leaving, session.lost = session.lost, asyncio.get_running_loop().create_future()
+        self._tasks.create_task(self._drain(session, goaway.deadline), name="drain")
+        leaving.set_result(LinkLost(f"the MSP sends us on: {goaway.reason}"))
+
+    async def _drain(self, session: GatewaySession, deadline: int) -> None:
+        try:
+            async with asyncio.timeout(deadline):
+                await session.lost
+        except TimeoutError:
+            if session.link is not None:
+                session.link.close(GoAway(Code.SHUTDOWN, "the deadline to leave has passed"))
+
+    def lost(self, session: GatewaySession, reason: GatewayError) -> None:
+        session.link = None
+        session.mux.detach()
+        if session.draining:
+            self._abandon(session, Code.SESSION_LOST, str(reason))
+        else:
+            self.connected_since = None
+            if isinstance(reason, RemoteProtocolError):
+                self._renew(reason.code, f"protocol error: {reason}", None)
+        if not session.lost.done():
+            session.lost.set_result(reason)
+
+
+class _Carrier:
+    """A link that carries a session."""
+
+    def __init__(self, dialer: Dialer, session: GatewaySession) -> None:
+        self._dialer = dialer
+        self._session = session
 
     def link_ready(self, link: Link) -> None:
         """TLS was up before the session got this link."""
 
     def link_progress(self, link: Link) -> None:
-        while (event := self.mux.next_event()) is not None:
-            if isinstance(event, LinkDead):
-                link.abort(LinkLost(f"nothing received for {event.silent:.1f} s"))
-            elif isinstance(event, PeerGoingAway):
-                self._log.info(
-                    "goaway", code=event.goaway.code.name.lower(), reason=event.goaway.reason
-                )
-            self._handler.session_event(event)
+        self._dialer.progress(self._session, link)
 
     def link_lost(self, link: Link, reason: GatewayError) -> None:
-        self.connected_since = None
-        self.mux.detach()
-        if isinstance(reason, RemoteProtocolError):
-            self._abandon(reason.code, f"protocol error: {reason}")
-        self._handler.session_down()
-        if self._lost is not None and not self._lost.done():
-            self._lost.set_result(reason)
+        self._dialer.lost(self._session, reason)
 
 
 class _Departure:
     """A link on which we have greeted and wait for the welcome."""
 
-    def __init__(self, dialer: Dialer, deadline: float) -> None:
+    def __init__(self, dialer: Dialer, session: GatewaySession, deadline: float) -> None:
         self._dialer = dialer
+        self._session = session
         self.handshake = Handshake(FrameType.WELCOME, deadline)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def link_ready(self, link: Link) -> None:
-        link.write(build_greeting(self._dialer.greeting()))
+        link.write(build_greeting(self._dialer.greeting(self._session)))
 
     def link_progress(self, link: Link) -> None:
         event = self.handshake.next_event()
@@ -330,7 +396,7 @@ def require_private_peer(sock: socket.socket) -> None:
         raise LinkLost(f'tls.mode is "off", but {address} is neither loopback nor private')
 
 
-def _is_own_address(address: str) -> bool:
+def _is_own(address: str) -> bool:
     """Whether this host still has the address: only then can a socket be bound to it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:

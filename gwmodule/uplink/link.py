@@ -16,13 +16,17 @@ from collections.abc import Callable
 from typing import Protocol
 
 from gwmodule.errors import GatewayError, LinkLost, RemoteProtocolError
+from gwmodule.uplink.pacing import TCP_INFO_SIZE, Pace, Pacer, parse_tcp_info
 from gwmodule.uplink.tls import PeerIdentity, TlsEngine
 from gwmodule.wire.codec import build_goaway
+from gwmodule.wire.frames import MAX_PAYLOAD
 from gwmodule.wire.messages import GoAway
 
 _READ = 65536
 _SIOCOUTQNSD = 0x894B  # linux/sockios.h: bytes in the send queue that were never sent
 _TCP_NOTSENT_LOWAT = 25  # linux/tcp.h; socket.TCP_NOTSENT_LOWAT is missing before 3.12
+_SO_MAX_PACING_RATE = 47  # asm-generic/socket.h; bytes per second, all ones: unlimited
+_UNLIMITED = 0xFFFFFFFF
 # With bulk alone on the line this keeps a fast path busy between two wake-ups.
 NOTSENT_LOWAT = 128 * 1024
 # Some kernels forgot to wake a writer at a low mark (fixed in Linux 4.6): look again by ourselves.
@@ -34,6 +38,13 @@ _LINGER = 1.0
 
 
 class Machine(Protocol):
+    # The largest piece of bulk; the link lowers it while a keystroke may have to wait for it.
+    bulk_chunk: int
+
+    @property
+    def shares_the_line(self) -> bool:
+        """Bulk and an interactive stream are both open."""
+
     def receive_data(self, data: bytes, now: float) -> None: ...
     def data_to_send(self, budget: int) -> bytes: ...
     def next_timeout(self) -> float | None: ...
@@ -73,8 +84,10 @@ class Link:
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
-        self.notsent_lowat = NOTSENT_LOWAT
-        self.budget = _BUDGET
+        self._notsent_lowat = NOTSENT_LOWAT
+        self._budget = _BUDGET
+        self._pacer: Pacer | None = None
+        self._pacing: asyncio.Handle | None = None
 
     # ---- life ---------------------------------------------------------------------------------
 
@@ -83,7 +96,7 @@ class Link:
         self._sock.setblocking(False)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout * 1000))
-        self._set_lowat()
+        self._set_lowat(NOTSENT_LOWAT)
         self._loop.add_reader(self._fd, self._on_readable)
         if self._tls is None:
             self._loop.call_soon(self._ready)
@@ -153,13 +166,9 @@ class Link:
             self._flush_scheduled = True
             self._loop.call_soon(self.flush)
 
-    def set_notsent_lowat(self, size: int) -> None:
-        if size != self.notsent_lowat:
-            self.notsent_lowat = size
-            self._set_lowat()
-
-    def _set_lowat(self) -> None:
-        self._sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, self.notsent_lowat)
+    def _set_lowat(self, size: int) -> None:
+        self._notsent_lowat = size
+        self._sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, size)
 
     def _drain(self) -> None:
         while not self._closed:
@@ -168,10 +177,10 @@ class Link:
                 return
             if self._tls is not None and not self._tls.ready:
                 break
-            if self._unsent() >= self.notsent_lowat:
+            if self._unsent() >= self._notsent_lowat:
                 self._arm_writer()
                 return
-            data = b"" if self.machine is None else self.machine.data_to_send(self.budget)
+            data = b"" if self.machine is None else self.machine.data_to_send(self._budget)
             if not data:
                 break
             self._encrypt(data)
@@ -221,6 +230,42 @@ class Link:
         self._stall = self._loop.call_later(_STALL_CHECK, self._on_stall)
         self._on_writable()
 
+    # ---- pacing -------------------------------------------------------------------------------
+
+    def _check_pacing(self) -> None:
+        """Start pacing when bulk and an interactive stream came together, stop when one left."""
+        shared = self.machine is not None and self.machine.shares_the_line
+        if shared and self._pacing is None:
+            self._pacing = self._loop.call_soon(self._on_pacing)
+        elif not shared and self._pacing is not None:
+            self._pacing.cancel()
+            self._pacing = self._pacer = None
+            self._set_pace(None)
+
+    def _on_pacing(self) -> None:
+        now = self._loop.time()
+        try:
+            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
+        except OSError:
+            info = b""
+        sample = parse_tcp_info(info)
+        if sample is None or self._closed:
+            return
+        if self._pacer is None:
+            self._pacer = Pacer(sample, now)
+            self._set_pace(self._pacer.pace)
+        else:
+            self._set_pace(self._pacer.update(sample, now))
+        self._pacing = self._loop.call_at(self._pacer.next_update(sample, now), self._on_pacing)
+
+    def _set_pace(self, pace: Pace | None) -> None:
+        rate = _UNLIMITED if pace is None else min(int(pace.rate), _UNLIMITED - 1)
+        self._sock.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, struct.pack("=I", rate))
+        self._budget = _BUDGET if pace is None else pace.chunk
+        self._set_lowat(NOTSENT_LOWAT if pace is None else pace.chunk)
+        if self.machine is not None:
+            self.machine.bulk_chunk = MAX_PAYLOAD if pace is None else pace.chunk
+
     # ---- input --------------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
@@ -258,6 +303,7 @@ class Link:
     def _progress(self) -> None:
         if not self._closed:
             self.owner.link_progress(self)
+            self._check_pacing()
             self.flush()
 
     # ---- time and end -------------------------------------------------------------------------
@@ -299,6 +345,8 @@ class Link:
         self._loop.remove_reader(self._fd)
         if self._timer is not None:
             self._timer.cancel()
+        if self._pacing is not None:
+            self._pacing.cancel()
         self._pending = b""
         if linger:
             # Closing over unread input sends a RST, which may destroy the GOAWAY on its way.

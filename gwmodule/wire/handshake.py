@@ -27,6 +27,10 @@ FirstFrame: TypeAlias = Greeting | Welcome | GoAway
 class Handshake:
     """Waits for one first frame of the `expected` type until `deadline` (loop time)."""
 
+    # There is no bulk before there is a session.
+    bulk_chunk = 0
+    shares_the_line = False
+
     def __init__(self, expected: FrameType, deadline: float) -> None:
         self._expected = expected
         self._deadline: float | None = deadline

@@ -61,8 +61,10 @@ from gwmodule.wire.resumption import ReplayBuffer
 # An ACK of its own after this much; PING, PONG and CREDIT carry the count anyway.
 ACK_FRAMES = 64
 ACK_BYTES = 128 * 1024
-# Answers that a peer may make us queue by flooding OPENs without reading the REFUSEs.
+# Answers that a peer may make us queue by flooding OPENs and RESETs without reading them.
 MAX_ANSWERS = 1024
+# A peer that answers no PING gets no more of them; no round trip takes sixteen intervals.
+MAX_PINGS = 16
 # What `room` allows to wait in a channel's send queue.
 SEND_QUEUE = {Priority.INTERACTIVE: 16384, Priority.BULK: 262144}
 
@@ -89,6 +91,10 @@ class Mux:
         self._pool.reserve(config.control_window)
         self._control_in = ReceiveWindow(config.control_window)
         self._control_out = SendWindow()
+        # Of the messages among the events, which stay charged until the owner takes them.
+        self._message_sizes: deque[int] = deque()
+        # Channels that ended in order before all was consumed: bytes that stay charged.
+        self._unread: dict[int, int] = {}
         # Output, in the order of the module docstring.
         self._link_frames: deque[bytes] = deque()
         self._credits: dict[int, int] = {}
@@ -107,6 +113,7 @@ class Mux:
         self._next_number = 2 - side
         # Channel numbers that ended here, and the count at which the peer knows it.
         self._cooling: deque[tuple[int, int]] = deque()
+        self.ended = False
         self._attached = False
         self._last_received = 0.0
         self._ping_at: float | None = None
@@ -130,8 +137,8 @@ class Mux:
 
         RemoteProtocolError when the peer's count is impossible.
         """
+        self.detach()
         self._replaying = deque(self._replay.resume(received))
-        self._decoder = Decoder()
         # Credits are lost with a link, so all limits are said again; that of channel 0 also
         # starts a fresh session.
         self._credits = {
@@ -160,11 +167,13 @@ class Mux:
     def abandon(self, code: Code, reason: str) -> None:
         """The peer has no such session any more: every channel ends with this code and reason."""
         self.detach()
+        self.ended = True
         for channel in list(self._channels.values()):
             if channel.state not in RESETTING:
                 self._events.append(ChannelEnded(channel.number, code, reason))
             channel.drop_queue()
         self._channels.clear()
+        self._unread.clear()
         self._messages.clear()
         self._answers.clear()
         self._events.append(SessionReset())
@@ -173,6 +182,9 @@ class Mux:
 
     def receive_data(self, data: bytes, now: float) -> None:
         """Feed what the link received; RemoteProtocolError means: goaway, then drop the link."""
+        if not self._attached:
+            # A late read from a lost link: the peer sends these frames again on the next one.
+            return
         self._decoder.receive(data)
         while (frame := self._decoder.next_frame()) is not None:
             self._last_received = now
@@ -185,7 +197,14 @@ class Mux:
                 self._on_sequenced(frame)
 
     def next_event(self) -> Event | None:
-        return self._events.popleft() if self._events else None
+        if not self._events:
+            return None
+        event = self._events.popleft()
+        if isinstance(event, MessageReceived):
+            limit = self._control_in.consume(self._message_sizes.popleft())
+            if limit is not None:
+                self._credits[CONTROL_CHANNEL] = limit
+        return event
 
     def data_to_send(self, budget: int) -> bytes:
         """About `budget` bytes of whole frames, at least one frame if there is any."""
@@ -217,6 +236,8 @@ class Mux:
             self.detach()
         elif self._ping_at is not None and now >= self._ping_at:
             self._ping_at = now + self._liveness.interval
+            if len(self._pings) >= MAX_PINGS:
+                return
             self._ping_cookie = (self._ping_cookie + 1) & 0xFFFFFFFF
             self._pings[self._ping_cookie] = now
             self._link_frames.append(codec.build_ping(self._ping_cookie, self._received, self.rtt))
@@ -226,12 +247,12 @@ class Mux:
 
     def open(self, target: Target, priority: Priority) -> int:
         """Ask the peer for a channel; ChannelAccepted or ChannelEnded follows."""
+        number = self._free_number()
         window = self._window_for(priority)
-        if len(self._channels) >= self._config.max_channels or not self._pool.reserve(window):
+        if not self._reserve(window):
             raise ChannelStateError(
                 f"{len(self._channels)} channels are open, windows of {self._pool.reserved} bytes"
             )
-        number = self._free_number()
         channel = Channel(number, State.OPENING, priority, window)
         self._channels[number] = channel
         payload = codec.build_open(priority, window, target)
@@ -256,9 +277,12 @@ class Mux:
         self._close(channel)
 
     def send(self, number: int, data: bytes) -> None:
-        """Queue one chunk. Chunks are never merged; look at `room` before sending more."""
+        """Queue one chunk. Chunks are never merged; look at `room` before sending more.
+
+        Without effect on an ended channel: its ChannelEnded may still wait among the events.
+        """
         channel = self._sending(number)
-        if not data:
+        if channel is None or not data:
             return
         channel.queue.append(data)
         channel.queued += len(data)
@@ -266,12 +290,16 @@ class Mux:
         self._make_ready(channel)
 
     def send_eof(self, number: int) -> None:
+        """End our direction behind what is queued. Without effect on an ended channel."""
         channel = self._sending(number)
+        if channel is None:
+            return
         channel.eof_queued = True
         self._make_ready(channel)
 
     def reset(self, number: int, code: Code, reason: str) -> None:
-        """End a channel now; what is queued is dropped. Without effect on an ended channel."""
+        """End a channel now; what is queued is dropped, what was received is given back."""
+        self._pool.release(self._unread.pop(number, 0))
         channel = self._channels.get(number)
         if channel is None or channel.state in RESETTING:
             return
@@ -286,7 +314,10 @@ class Mux:
     def consume(self, number: int, size: int, now: float) -> None:
         """Give back `size` bytes of a DataReceived; the peer may send as much again."""
         channel = self._channels.get(number)
-        if channel is None or channel.state in RESETTING:
+        if channel is None:
+            self._consume_rest(number, size)
+            return
+        if channel.state in RESETTING:
             return
         window = channel.receive_window
         limit = window.consume(size)
@@ -317,12 +348,15 @@ class Mux:
         channel = self._channels.get(number)
         if channel is not None:
             channel.priority = priority
+            # Its source pauses when the new class allows less: it must be woken again.
+            channel.was_full |= channel.queued >= SEND_QUEUE[priority]
             self._make_ready(channel)
 
-    def has_interactive_and_bulk(self) -> bool:
-        """Both classes share the line: the sender must pace itself."""
-        open_classes = {channel.priority for channel in self._channels.values()}
-        return {Priority.INTERACTIVE, Priority.BULK} <= open_classes
+    @property
+    def shares_the_line(self) -> bool:
+        """Both classes are open: the sender must pace itself."""
+        priorities = [channel.priority for channel in self._channels.values()]
+        return Priority.INTERACTIVE in priorities and Priority.BULK in priorities
 
     @property
     def unacknowledged(self) -> int:
@@ -363,16 +397,21 @@ class Mux:
             return None
         if self._answers:
             return self._sequence(self._answers.popleft())
-        bulk_waits = self._next_ready(Priority.BULK) is not None
-        owed = bulk_waits and self._bulk_owed >= self.bulk_chunk * (self._config.bulk_share - 1)
-        if not owed:
+        # Bytes that went before waiting bulk; each byte of bulk pays for `others` of them.
+        others = self._config.bulk_share - 1
+        if self._next_ready(Priority.BULK) is None:
+            self._bulk_owed = 0
+            frame = self._next_message() or self._next_data(Priority.INTERACTIVE)
+            return None if frame is None else self._sequence(frame)
+        if self._bulk_owed < self.bulk_chunk * others:
             frame = self._next_message() or self._next_data(Priority.INTERACTIVE)
             if frame is not None:
-                self._bulk_owed = self._bulk_owed + len(frame) if bulk_waits else 0
+                self._bulk_owed += len(frame)
                 return self._sequence(frame)
-        self._bulk_owed = 0
         frame = self._next_data(Priority.BULK)
-        return None if frame is None else self._sequence(frame)
+        assert frame is not None  # noqa: S101 - it waits
+        self._bulk_owed = max(self._bulk_owed - len(frame) * others, 0)
+        return self._sequence(frame)
 
     def _next_message(self) -> bytes | None:
         if not self._messages:
@@ -404,7 +443,7 @@ class Mux:
             channel.advance(Input.EOF_SENT)
             frame = codec.build_frame(FrameType.EOF, channel.number, b"")
             if channel.state is State.CLOSED:
-                self._close(channel, ahead=1)
+                self._close(channel, ahead=1, unread=channel.receive_window.unread)
             return frame
         chunk = self.bulk_chunk if priority is Priority.BULK else MAX_PAYLOAD
         data = channel.take(chunk)
@@ -424,6 +463,10 @@ class Mux:
         if channel.sendable and channel.number not in ready:
             ready.append(channel.number)
 
+    def _check_flood(self) -> None:
+        if len(self._answers) >= MAX_ANSWERS:
+            raise RemoteProtocolError(f"{MAX_ANSWERS} answers wait for a peer that does not read")
+
     def _answer_end(self, frame_type: FrameType, number: int, code: Code, reason: str) -> None:
         payload = codec.build_end(frame_type, code, reason)
         self._answers.append(codec.build_frame(frame_type, number, payload))
@@ -434,6 +477,8 @@ class Mux:
     # ---- input --------------------------------------------------------------------------------
 
     def _on_link_frame(self, frame: Frame, now: float) -> None:
+        if frame.channel != CONTROL_CHANNEL and frame.type is not FrameType.CREDIT:
+            raise ChannelStateError(f"{frame.type.name} on channel {frame.channel}")
         match frame.type:
             case FrameType.CREDIT:
                 limit, received = codec.parse_credit(frame.payload)
@@ -510,10 +555,7 @@ class Mux:
         size = len(frame.payload)
         self._control_in.receive(size)
         self._events.append(MessageReceived(codec.parse_message(frame.type, frame.payload)))
-        # Messages are handled in the loop turn that received them, so they are consumed at once.
-        limit = self._control_in.consume(size)
-        if limit is not None:
-            self._credits[CONTROL_CHANNEL] = limit
+        self._message_sizes.append(size)
 
     def _on_open(self, frame: Frame) -> None:
         number = frame.channel
@@ -521,9 +563,8 @@ class Mux:
         if number % 2 == self._side % 2 or number in self._channels:
             raise ChannelStateError(f"OPEN of channel {number}, which is not the peer's to open")
         window = self._window_for(priority)
-        if len(self._channels) >= self._config.max_channels or not self._pool.reserve(window):
-            if len(self._answers) >= MAX_ANSWERS:
-                raise RemoteProtocolError(f"{MAX_ANSWERS} OPENs without reading the answers")
+        if number in self._unread or not self._reserve(window):
+            self._check_flood()
             reason = f"{len(self._channels)} channels are open"
             self._answer_end(FrameType.REFUSE, number, Code.LIMIT, reason)
             return
@@ -533,6 +574,9 @@ class Mux:
         self._events.append(ChannelOpened(number, priority, target))
 
     def _on_data(self, channel: Channel, data: bytes) -> None:
+        if not data:
+            # It would cost us an event and the peer no credit.
+            raise FrameLayoutError("DATA of 0 bytes, expected at least one")
         channel.advance(Input.DATA_RECEIVED)
         channel.receive_window.receive(len(data))
         if channel.state not in RESETTING:
@@ -546,7 +590,7 @@ class Mux:
         if not was_resetting:
             self._events.append(EofReceived(channel.number))
         if channel.state is State.CLOSED:
-            self._close(channel)
+            self._close(channel, unread=0 if was_resetting else channel.receive_window.unread)
 
     def _on_end(self, channel: Channel, frame: Frame, event: Input) -> None:
         was_resetting = channel.state in RESETTING
@@ -555,6 +599,7 @@ class Mux:
         if not was_resetting:
             self._events.append(ChannelEnded(channel.number, code, reason))
             if event is Input.RESET_RECEIVED:
+                self._check_flood()
                 self._answer_end(FrameType.RESET, channel.number, Code.OK, "")
         self._close(channel)
 
@@ -565,18 +610,39 @@ class Mux:
             return self._config.bulk_window
         return self._config.interactive_window
 
-    def _sending(self, number: int) -> Channel:
+    def _reserve(self, window: int) -> bool:
+        """Room for one more channel and its window?"""
+        used = len(self._channels) + len(self._unread)
+        return used < self._config.max_channels and self._pool.reserve(window)
+
+    def _sending(self, number: int) -> Channel | None:
+        """The channel, or None when it has ended; LocalProtocolError when it cannot send."""
         channel = self._channels.get(number)
-        if channel is None or channel.state not in SENDING or channel.eof_queued:
-            state = "ended" if channel is None else channel.state.name
-            raise LocalProtocolError(f"send on channel {number}, which is {state}")
+        if channel is None or channel.state in RESETTING:
+            return None
+        if channel.state not in SENDING or channel.eof_queued:
+            raise LocalProtocolError(f"send on channel {number}, which is {channel.state.name}")
         return channel
 
-    def _close(self, channel: Channel, ahead: int = 0) -> None:
-        """Forget a channel. `ahead`: frames of it that are about to be counted as sent."""
+    def _consume_rest(self, number: int, size: int) -> None:
+        unread = self._unread.get(number, 0)
+        size = min(size, unread)
+        self._pool.release(size)
+        if size < unread:
+            self._unread[number] = unread - size
+        else:
+            self._unread.pop(number, None)
+
+    def _close(self, channel: Channel, ahead: int = 0, unread: int = 0) -> None:
+        """Forget a channel. `ahead`: frames of it that are about to be counted as sent.
+
+        `unread`: received bytes that its owner has not consumed yet, and will.
+        """
         del self._channels[channel.number]
         self._credits.pop(channel.number, None)
-        self._pool.release(channel.receive_window.size)
+        self._pool.release(channel.receive_window.size - unread)
+        if unread:
+            self._unread[channel.number] = unread
         if channel.number % 2 == self._side % 2:
             # Answers still queued (a RESET) leave before anything that is opened later, and the
             # peer's credits for the old channel come before its acknowledgement of them.
@@ -591,6 +657,6 @@ class Mux:
         for _ in range(MAX_CHANNEL // 2):
             number = self._next_number
             self._next_number = number + 2 if number + 2 <= MAX_CHANNEL else 2 - self._side
-            if number not in self._channels and number not in cooling:
+            if not (number in self._channels or number in self._unread or number in cooling):
                 return number
         raise ChannelStateError("all channel numbers are in use")

@@ -14,7 +14,7 @@ from gwmodule.config import BackoffConfig, Config, LivenessConfig, MspPeerConfig
 from gwmodule.msp.listener import GatewayListener, ListenerConfig
 from gwmodule.msp.pki import Authority
 from gwmodule.msp.session import Sessions
-from gwmodule.uplink.dialer import Dialer
+from gwmodule.uplink.dialer import Dialer, GatewaySession
 from gwmodule.wire.events import Event
 from gwmodule.wire.notices import Observation
 
@@ -61,25 +61,17 @@ class MemoryRegistry:
 
 
 class Recorder:
-    """A SessionHandler that keeps what it hears and wakes whoever waits."""
+    """A SessionHandler that keeps what it hears."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.ups: list[bool] = []
-        self.downs = 0
-        self.changed = asyncio.Event()
 
-    def session_up(self, fresh: bool) -> None:
+    def session_up(self, session: GatewaySession, fresh: bool) -> None:
         self.ups.append(fresh)
-        self.changed.set()
 
-    def session_down(self) -> None:
-        self.downs += 1
-        self.changed.set()
-
-    def session_event(self, event: Event) -> None:
+    def session_event(self, session: GatewaySession, event: Event) -> None:
         self.events.append(event)
-        self.changed.set()
 
 
 class Peers:
@@ -141,7 +133,7 @@ class Peers:
 
     def start_gateway(self, config: Config) -> tuple[Dialer, Recorder, asyncio.Task[None]]:
         recorder = Recorder()
-        dialer = Dialer(config, recorder, random.Random(7))
+        dialer = Dialer(config, recorder, self.group, random.Random(7))
         task = self.group.create_task(dialer.run())
         self.running.append(task)
         return dialer, recorder, task

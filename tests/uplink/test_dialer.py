@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import json
 import socket
 from ipaddress import IPv4Address
@@ -67,8 +68,8 @@ async def open_stream(msp: Peers, dialer: Dialer, recorder: Recorder) -> tuple[S
     async def accept() -> int:
         await until(lambda: any(isinstance(e, ChannelOpened) for e in recorder.events))
         (channel,) = (e.channel for e in recorder.events if isinstance(e, ChannelOpened))
-        dialer.mux.accept(channel)
-        dialer.flush_soon()
+        dialer.session.mux.accept(channel)
+        dialer.session.flush_soon()
         return channel
 
     async with asyncio.TaskGroup() as tasks:
@@ -86,9 +87,9 @@ async def test_a_gateway_with_a_certificate_gets_a_session(tmp_path: Path) -> No
         session = msp.sessions.locate("gw-1")
         assert session is not None
         assert session.observed_address == "127.0.0.1"
-        assert dialer.welcome is not None
-        assert dialer.welcome.gateway == "gw-1"
-        assert dialer.welcome.observed_port == session.observed_port
+        assert dialer.session.welcome is not None
+        assert dialer.session.welcome.gateway == "gw-1"
+        assert dialer.session.welcome.observed_port == session.observed_port
 
 
 async def test_a_notice_is_acknowledged_after_its_commit(tmp_path: Path) -> None:
@@ -96,8 +97,8 @@ async def test_a_notice_is_acknowledged_after_its_commit(tmp_path: Path) -> None
         dialer, recorder, _ = msp.start_gateway(msp.config())
         await until(lambda: recorder.ups)
         lease = Lease(TARGET.mac, TARGET.address, 3600, "pc-7")
-        dialer.mux.send_message(Notice(41, 0.5, lease))
-        dialer.flush_soon()
+        dialer.session.mux.send_message(Notice(41, 0.5, lease))
+        dialer.session.flush_soon()
         await until(lambda: message_of(recorder, NoticeAck))
         assert message_of(recorder, NoticeAck) == [NoticeAck(41)]
         assert msp.registry.observed == [lease]
@@ -113,8 +114,8 @@ async def test_a_call_reaches_the_gateway_and_its_result_comes_back(tmp_path: Pa
             await until(lambda: message_of(recorder, Call))
             (received,) = message_of(recorder, Call)
             assert isinstance(received, Call)
-            dialer.mux.send_message(Result(received.call, Code.OK, 0.1, 3, b'{"state": 2}'))
-            dialer.flush_soon()
+            dialer.session.mux.send_message(Result(received.call, Code.OK, 0.1, 3, b'{"state": 2}'))
+            dialer.session.flush_soon()
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(answer())
@@ -136,17 +137,19 @@ async def test_a_large_result_comes_on_a_channel_of_its_own(tmp_path: Path) -> N
             await until(lambda: message_of(recorder, Call))
             (received,) = message_of(recorder, Call)
             assert isinstance(received, Call)
-            channel = dialer.mux.open(ResultTarget(received.call), Priority.BULK)
-            dialer.mux.send_message(Result(received.call, Code.OK, 0.1, 3, b"", detached=True))
-            dialer.flush_soon()
+            channel = dialer.session.mux.open(ResultTarget(received.call), Priority.BULK)
+            dialer.session.mux.send_message(
+                Result(received.call, Code.OK, 0.1, 3, b"", detached=True)
+            )
+            dialer.session.flush_soon()
             sent = 0
             while sent < len(body):
-                await until(lambda: dialer.mux.room(channel) > 0)
-                dialer.mux.send(channel, body[sent : sent + 16384])
+                await until(lambda: dialer.session.mux.room(channel) > 0)
+                dialer.session.mux.send(channel, body[sent : sent + 16384])
                 sent += 16384
-                dialer.flush_soon()
-            dialer.mux.send_eof(channel)
-            dialer.flush_soon()
+                dialer.session.flush_soon()
+            dialer.session.mux.send_eof(channel)
+            dialer.session.flush_soon()
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(answer())
@@ -172,14 +175,14 @@ async def test_bytes_of_a_stream_arrive_in_both_directions_and_end(tmp_path: Pat
         stream, channel = await open_stream(msp, dialer, recorder)
         stream.write(b"\r")
         await until(lambda: DataReceived(channel, b"\r") in recorder.events)
-        dialer.mux.send(channel, b"login: ")
-        dialer.mux.send_eof(channel)
-        dialer.flush_soon()
+        dialer.session.mux.send(channel, b"login: ")
+        dialer.session.mux.send_eof(channel)
+        dialer.session.flush_soon()
         assert await stream.read() == b"login: "
         assert await stream.read() == b""
         stream.write_eof()
         await until(lambda: EofReceived(channel) in recorder.events)
-        await until(lambda: dialer.mux.channels == 0)
+        await until(lambda: dialer.session.mux.channels == 0)
 
 
 async def test_a_stream_survives_its_link_without_a_lost_or_doubled_byte(tmp_path: Path) -> None:
@@ -191,17 +194,56 @@ async def test_a_stream_survives_its_link_without_a_lost_or_doubled_byte(tmp_pat
             stream.write(b"before %d " % number)
             dialer.reconnect("test")
             stream.write(b"after %d " % number)
-            await until(lambda expected=number: len(recorder.ups) == expected + 2)
+            await until(functools.partial(resumed, recorder, number + 1))
         await until(lambda: b"after 4" in received(recorder, channel))
         expected = b"".join(b"before %d after %d " % (n, n) for n in range(5))
         assert received(recorder, channel) == expected
         assert recorder.ups == [True] + [False] * 5
 
 
+def resumed(recorder: Recorder, times: int) -> bool:
+    return recorder.ups[1:] == [False] * times
+
+
 def received(recorder: Recorder, channel: int) -> bytes:
     return b"".join(
         e.data for e in recorder.events if isinstance(e, DataReceived) and e.channel == channel
     )
+
+
+async def test_goaway_is_make_before_break(tmp_path: Path) -> None:
+    async with peers(tmp_path) as msp:
+        dialer, recorder, _ = msp.start_gateway(msp.config())
+        await until(lambda: recorder.ups)
+        stream, channel = await open_stream(msp, dialer, recorder)
+        old, leaving = dialer.session, msp.sessions.locate("gw-1")
+        assert leaving is not None
+        leaving.send_away("maintenance", "", 30)
+        await until(lambda: recorder.ups == [True, True])
+        assert msp.sessions.locate("gw-1") is not leaving
+        stream.write(b"still here")
+        await until(lambda: DataReceived(channel, b"still here") in recorder.events)
+        stream.write_eof()
+        await until(lambda: EofReceived(channel) in recorder.events)
+        old.mux.send_eof(channel)
+        old.flush_soon()
+        assert await stream.read() == b""
+        await until(lambda: leaving.ended)
+        assert dialer.connected
+
+
+async def test_what_does_not_leave_in_time_is_reset(tmp_path: Path) -> None:
+    async with peers(tmp_path) as msp:
+        dialer, recorder, _ = msp.start_gateway(msp.config())
+        await until(lambda: recorder.ups)
+        stream, _ = await open_stream(msp, dialer, recorder)
+        leaving = msp.sessions.locate("gw-1")
+        assert leaving is not None
+        leaving.send_away("maintenance", "", 1)
+        with pytest.raises(ChannelReset, match="maintenance"):
+            await stream.read()
+        await until(lambda: any(isinstance(e, ChannelEnded) for e in recorder.events))
+        assert dialer.connected
 
 
 async def test_a_restarted_msp_means_one_reset_for_each_stream(tmp_path: Path) -> None:
