@@ -141,7 +141,7 @@ class Demo:
             UUIDS["pc1"],
             *LOGIN,
             "--send",
-            "uuid\\r",
+            "uuid",
             "--expect",
             UUIDS["pc1"],
             *BOOT_TIMEOUT,

@@ -84,14 +84,9 @@ class Server:
         question = query.qd[0] if isinstance(query.qd, list) else query.qd
         asked = question.qname.rstrip(b".").decode(errors="replace").lower()
         known = asked in (self.name, f"{self.name}.{self.domain}")
-        answer = (
-            DNSRR(rrname=question.qname, type="A", ttl=60, rdata=self.address)
-            if known and question.qtype == 1
-            else None
-        )
-        reply = DNS(
-            id=query.id, qr=1, aa=1, rd=query.rd, rcode=0 if known else 3, qd=question, an=answer
-        )
+        reply = DNS(id=query.id, qr=1, aa=1, rd=query.rd, rcode=0 if known else 3, qd=question)
+        if known and question.qtype == 1:
+            reply.an = DNSRR(rrname=question.qname, type="A", ttl=60, rdata=self.address)
         return bytes(reply)
 
     def _address_for(self, mac: bytes) -> IPv4Address | None:

@@ -185,7 +185,10 @@ class System:
     def enrol(self, settings: Mapping[str, object] | None = None) -> None:
         """`gateway add`, then its configuration with what this lab's topology adds."""
         address = f"{MSP}:{MSP_PORT}"
-        self.ask_msp("gateway", "add", GATEWAY, "--out", str(ENROLMENT), "--msp", address)
+        where = str(ENROLMENT)
+        self.ask_msp(
+            "gateway", "add", GATEWAY, "--out", where, "--directory", where, "--msp", address
+        )
         tree = tomllib.loads((ENROLMENT / "gwmodule.toml").read_text())
         for layer in (HURRY, self.lab.topology.settings, settings or {}):
             tree = merged(tree, layer)
