@@ -84,7 +84,7 @@ class Relay:
             config.capture.socket, self._on_observation, self._on_capture_counters
         )
         self._capture_counters: dict[str, Any] = {}
-        self._prober = ProbeScheduler(self._devices, config.probe, self._probe, self._pump)
+        self._prober = ProbeScheduler(config.probe, self._devices, self._probe, self._pump)
         self._control = ControlServer(
             config.control.socket,
             {
@@ -113,6 +113,7 @@ class Relay:
             self._calls = Calls(
                 self._lan.dial,
                 self._streams.release_device,
+                self._streams.is_open,
                 tasks,
                 self._counters,
             )

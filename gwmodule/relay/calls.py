@@ -10,6 +10,7 @@ never repeated; when its session is lost, its result is dropped and the MSP says
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import socket
 from collections import deque
@@ -34,6 +35,8 @@ from gwmodule.wire.messages import Call, Progress, Result, ResultTarget
 from gwmodule.wire.notices import NO_UUID, format_mac
 
 MAX_CALLS = 64
+# Seconds that AMT wants between two power requests (SDK, "Change System Power State").
+POWER_DISTANCE = 10.0
 # What a RESULT's own fields take of a frame.
 _INLINE = MAX_PAYLOAD - 64
 _CHUNK = 16384
@@ -50,16 +53,20 @@ class Calls:
         self,
         dial: DialDevice,
         release_device: Callable[[IPv4Address, str], int],
+        stream_open: Callable[[Session, int, IPv4Address], bool],
         tasks: asyncio.TaskGroup,
         counters: Counters,
     ) -> None:
         self._dial = dial
         self._release_device = release_device
+        self._stream_open = stream_open
         self._tasks = tasks
         self._counters = counters
         self._log = EventLog("gwmodule.calls")
         self._running: dict[tuple[Session, int], _Running] = {}
         self._devices: dict[bytes, _Turn] = {}
+        # When each device got its last power request.
+        self._power: dict[bytes, float] = {}
         self._bodies: dict[tuple[Session, int], deque[bytes]] = {}
 
     def __len__(self) -> int:
@@ -89,7 +96,7 @@ class Calls:
         try:
             function = find(call.function)
             arguments = validate(function, _arguments(call))
-            async with self._turn(call.mac), asyncio.timeout_at(started + call.deadline):
+            async with asyncio.timeout_at(started + call.deadline), self._turn(call.mac):
                 client = self._client(call, started + call.deadline)
                 async with client:
                     body = await function.run(client, arguments, self._context(session, call))
@@ -130,7 +137,19 @@ class Calls:
             progress=progress,
             sleep=asyncio.sleep,
             release_redirection=lambda reason: self._release_device(call.address, reason),
+            power_turn=lambda: self._power_turn(call.mac),
+            stream_open=lambda channel: self._stream_open(session, channel, call.address),
+            wall_clock=lambda: datetime.datetime.now(datetime.UTC).timestamp(),
         )
+
+    async def _power_turn(self, mac: bytes) -> None:
+        """Called with the device's turn, so there are never two that wait for the same device."""
+        now = asyncio.get_running_loop().time()
+        self._power = {m: at for m, at in self._power.items() if now - at < POWER_DISTANCE}
+        wait = self._power.get(mac, -POWER_DISTANCE) + POWER_DISTANCE - now
+        if wait > 0:
+            await asyncio.sleep(wait)
+        self._power[mac] = now + max(wait, 0.0)
 
     def _turn(self, mac: bytes) -> _Turn:
         turn = self._devices.get(mac)

@@ -130,6 +130,11 @@ class Streams:
             stream.reset(Code.POWER_ACTION, reason)
         return len(mine)
 
+    def is_open(self, session: Session, channel: int, address: IPv4Address) -> bool:
+        """Whether this channel is a stream to this device: `boot.once` with SOL asks."""
+        stream = self._streams.get((session, channel))
+        return stream is not None and stream.target.address == address
+
     def _closed(self, stream: _Stream, reason: str) -> None:
         del self._streams[stream.session, stream.channel]
         self._counters["bytes_to_devices"] += stream.bytes_to_device
