@@ -224,6 +224,11 @@ class LanModel:
         """Our IPv4 addresses on any interface, with its name."""
         return {address.ip: interface.ifname for interface, address in self.networks()}
 
+    def address_on(self, ifname: str) -> IPv4Address | None:
+        """Our own address on that interface; the lowest where there are several."""
+        own = (address.ip for interface, address in self.networks() if interface.ifname == ifname)
+        return min(own, default=None)
+
     def listen_addresses(self) -> tuple[IPv4Address, ...]:
         """Our IPv4 addresses on LAN interfaces, sorted."""
         return tuple(sorted({a.ip for i, a in self.networks() if i.ifname in self._lan}))

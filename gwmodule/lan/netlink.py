@@ -129,8 +129,11 @@ class LanWatcher:
             loop = asyncio.get_running_loop()
             self._mark_outdated(*DUMPS)
             while True:
-                # Events wait in the socket during a dump and are applied after it: each is then
-                # at least as new as the dump or ends at the state that the dump already shows.
+                # Events wait in the socket during a dump and are applied after it. Older ones are
+                # harmless as long as none is missing: the last one says what the dump says. Where
+                # some are missing, the rest would lead back to an old state for good.
+                if self._outdated.issuperset(DUMPS):
+                    _discard(events)
                 await self._dump()
                 self.ready.set()
                 loop.add_reader(events.fileno(), self._read, events)
@@ -157,7 +160,7 @@ class LanWatcher:
             waiting = self._waiting.setdefault((ifname, address), set())
             waiting.add(answer)
             try:
-                _provoke(address, ifname)
+                self.confirm(address, ifname)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(RESOLVE_AGAIN):
                         await answer
@@ -168,7 +171,12 @@ class LanWatcher:
 
     def confirm(self, address: IPv4Address, ifname: str) -> None:
         """Make the kernel verify what it believes about a neighbour. OSError as `resolve`."""
-        _provoke(address, ifname)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            bind_to_interface(sock, ifname, self.model.address_on(ifname))
+            sock.setblocking(False)
+            # A full send queue is as good as a lost ARP request: it is sent again.
+            with contextlib.suppress(BlockingIOError):
+                sock.sendto(b"", (str(address), DISCARD_PORT))
 
     # -- private ---------------------------------------------------------------------------------
 
@@ -281,13 +289,14 @@ def bind_to_interface(sock: socket.socket, ifname: str, own: IPv4Address | None)
         sock.bind((str(own), 0))
 
 
-def _provoke(address: IPv4Address, ifname: str) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        bind_to_interface(sock, ifname, own=None)
-        sock.setblocking(False)
-        # A full send queue is as good as a lost ARP request: it is sent again.
-        with contextlib.suppress(BlockingIOError):
-            sock.sendto(b"", (str(address), DISCARD_PORT))
+def _discard(events: socket.socket) -> None:
+    while True:
+        try:
+            events.recv(DATAGRAM)
+        except BlockingIOError:
+            return
+        except OSError:  # ENOBUFS again: more was lost, which the dump to come makes up as well.
+            continue
 
 
 def _events_socket() -> socket.socket:

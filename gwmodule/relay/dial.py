@@ -106,10 +106,9 @@ class LanDialer:
         return sock
 
     def _open(self, kind: socket.SocketKind, ifname: str) -> socket.socket:
-        own = (a.ip for i, a in self._watcher.model.networks() if i.ifname == ifname)
         sock = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
         try:
-            bind_to_interface(sock, ifname, next(own, None))
+            bind_to_interface(sock, ifname, self._watcher.model.address_on(ifname))
         except BaseException:
             sock.close()
             raise

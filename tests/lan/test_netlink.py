@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
+from typing import Any
 
 import pytest
 
 from gwmodule.config import LanConfig
 from gwmodule.lan.model import LanAddressesChanged, LanEvent, NeighbourChanged, Nud, WanChanged
-from gwmodule.lan.netlink import LanWatcher
+from gwmodule.lan.netlink import LanWatcher, bind_to_interface
 from tests.lan.netns import PC_MAC, Home, home, ip, needs_root
 
 pytestmark = [pytest.mark.root, needs_root]
@@ -37,7 +40,7 @@ async def watching(events: list[LanEvent]) -> AsyncIterator[LanWatcher]:
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(12):
         while not condition():  # noqa: ASYNC110 the kernel sets no Event
             await asyncio.sleep(0.01)
 
@@ -212,3 +215,34 @@ def test_following_a_quiet_network_costs_no_wakeups(lan: Home) -> None:
 
 def test_states_are_the_kernel_s() -> None:
     assert (Nud.REACHABLE, Nud.STALE, Nud.FAILED, Nud.PERMANENT) == (0x02, 0x04, 0x20, 0x80)
+
+
+def test_an_ipv4_route_over_an_ipv6_router_has_no_ipv4_gateway(lan: Home) -> None:
+    lan.gateway.ip("-4 route replace default via inet6 fe80::1 dev wan")
+
+    async def main() -> None:
+        async with watching([]) as watcher:
+            assert watcher.model.default_gateways() == {}
+            assert watcher.model.on_link(IPv4Address("203.0.113.5")) is None
+
+    lan.gateway.run_async(main)
+
+
+class OldKernelSocket(socket.socket):
+    """Linux before 5.7: SO_BINDTODEVICE needs CAP_NET_RAW."""
+
+    def setsockopt(self, level: int, option: int, value: Any, *rest: Any) -> None:
+        if option == socket.SO_BINDTODEVICE:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        super().setsockopt(level, option, value, *rest)
+
+
+def test_where_binding_to_a_device_is_forbidden_our_address_does_it(lan: Home) -> None:
+    def bind() -> None:
+        with OldKernelSocket() as sock:
+            bind_to_interface(sock, "br-lan", IPv4Address("192.168.1.1"))
+            assert sock.getsockname()[0] == "192.168.1.1"
+        with OldKernelSocket() as sock, pytest.raises(PermissionError):
+            bind_to_interface(sock, "br-lan", None)
+
+    lan.gateway.run(bind)

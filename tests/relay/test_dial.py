@@ -16,7 +16,7 @@ from gwmodule.errors import Code, DeviceUnreachable, GatewayError, PolicyRefused
 from gwmodule.lan.netlink import LanWatcher, bind_to_interface
 from gwmodule.relay.dial import LanDialer
 from gwmodule.relay.policy import Policy, Rule
-from tests.lan.netns import PC_MAC, Home, home, needs_root
+from tests.lan.netns import PC_MAC, Home, home, ip, needs_root
 
 pytestmark = [pytest.mark.root, needs_root]
 
@@ -123,6 +123,40 @@ def test_a_closed_port_and_a_silent_host_are_told_apart(lan: Lan) -> None:
     ) as silent:
         dial(lan, "192.168.1.77")
     assert silent.value.code is Code.UNREACHABLE
+
+
+def test_an_interface_that_has_just_gone_makes_the_device_unreachable(lan: Lan) -> None:
+    async def main() -> None:
+        async with dialer() as lan_dialer:
+            # No await in between: the model has not heard of it yet.
+            ip("link delete br-lan")
+            with pytest.raises(DeviceUnreachable, match="No such device"):
+                await lan_dialer.dial(PC, 16992, MAC)
+            with pytest.raises(DeviceUnreachable, match="No such device"):
+                await lan_dialer.udp_socket(PC, 623, MAC)
+
+    lan.home.gateway.run_async(main)
+
+
+def test_a_device_that_turns_into_another_while_connecting_is_refused(lan: Lan) -> None:
+    lan.home.pc.ip("address add 192.168.1.12/24 dev eth0")
+    lan.home.pc.ip("route add blackhole 192.168.1.1/32")
+
+    async def main() -> None:
+        async with dialer() as lan_dialer, asyncio.TaskGroup() as group:
+
+            async def dial_it() -> None:
+                with pytest.raises(PolicyRefused, match="not the expected"):
+                    await lan_dialer.dial(IPv4Address("192.168.1.12"), 16992, MAC, 5)
+
+            group.create_task(dial_it())
+            await asyncio.sleep(0.3)
+            # The SYN waits; meanwhile the entry is overwritten, and then the SYN is answered.
+            ip("neighbour replace 192.168.1.12 lladdr 02:00:00:00:09:99 nud permanent dev br-lan")
+            await asyncio.to_thread(lan.home.pc.ip, "link set eth0 address 02:00:00:00:09:99")
+            await asyncio.to_thread(lan.home.pc.ip, "route delete blackhole 192.168.1.1/32")
+
+    lan.home.gateway.run_async(main)
 
 
 def test_a_host_that_drops_the_syn_is_named_with_its_port(lan: Lan) -> None:
