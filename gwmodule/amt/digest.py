@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from gwmodule.errors import DeviceAnswerError
+from gwmodule.errors import AuthenticationFailed, DeviceAnswerError
+from gwmodule.wire.frames import CredentialMode
+from gwmodule.wire.messages import Credential
 
+# Real ones are about 150 bytes (reference/amt-protocols.md 3.1).
 MAX_CHALLENGE = 1024
+_USABLE_QOP = frozenset({"auth", "auth-int"})
+_HA1 = re.compile(r"[0-9a-fA-F]{32}")
+# What stands between quotes in the header and before a colon in HA1.
+_USERNAME = re.compile(r'[^\x00-\x1f\x7f":\\]{1,255}')
 _PARAMETER = re.compile(r'([A-Za-z]+)\s*=\s*(?:"([^"\\]*)"|([^\s,"]+))\s*(?:,|$)')
 
 
@@ -61,6 +69,8 @@ def parse_challenge(header: str) -> Challenge:
     if values.get("algorithm", "MD5").upper() != "MD5":
         raise DeviceAnswerError(f"digest algorithm {values['algorithm'][:20]!r}, expected MD5")
     qop = tuple(q.strip().lower() for q in values.get("qop", "").split(",") if q.strip())
+    if qop and not _USABLE_QOP.intersection(qop):
+        raise DeviceAnswerError(f"digest qop {values['qop'][:40]!r}, expected auth or auth-int")
     stale = values.get("stale", "").lower() == "true"
     return Challenge(values["realm"], values["nonce"], qop, stale, values.get("opaque", ""))
 
@@ -93,3 +103,69 @@ def authorization(
     if challenge.opaque:
         parts.append(f'opaque="{challenge.opaque}"')
     return "Digest " + ", ".join(parts)
+
+
+class Authenticator:
+    """The login of one client: answers challenges, and re-uses a nonce until the device objects.
+
+    A challenge for another realm than an HA1's, or without a credential, is never answered: the
+    answer to a forged challenge is what a thief needs to search for the password.
+    """
+
+    def __init__(self, credential: Credential, cnonce: Callable[[], str]) -> None:
+        """AuthenticationFailed when the credential cannot be used at all; `cnonce` is random."""
+        self._credential = credential
+        self._cnonce = cnonce
+        self._challenge: Challenge | None = None
+        self._secret = ""
+        self._nonce_count = 0
+        if credential.mode is CredentialMode.NONE:
+            return
+        if not _USERNAME.fullmatch(credential.username):
+            raise AuthenticationFailed("a user name is 1 to 255 printable characters, no quotes")
+        if credential.mode is CredentialMode.HA1 and not _HA1.fullmatch(credential.secret):
+            raise AuthenticationFailed("an HA1 is 32 hexadecimal digits")
+        if not credential.secret:
+            raise AuthenticationFailed("the password is empty")
+
+    @property
+    def realm(self) -> str:
+        """The realm that the device asked for last; empty before its first challenge."""
+        return self._challenge.realm if self._challenge else ""
+
+    def authorize(self, method: str, uri: str, body: bytes) -> str | None:
+        """The Authorization of the next request; None before a challenge was accepted."""
+        if self._challenge is None or not self._secret:
+            return None
+        self._nonce_count += 1
+        return authorization(
+            self._challenge,
+            self._credential.username,
+            self._secret,
+            method=method,
+            uri=uri,
+            nonce_count=self._nonce_count,
+            cnonce=self._cnonce(),
+            body=body,
+        )
+
+    def challenged(self, headers: list[str]) -> None:
+        """Take a 401's WWW-Authenticate values; the next `authorize` answers.
+
+        AuthenticationFailed when it must not be answered, DeviceAnswerError when it cannot.
+        """
+        digests = [value for value in headers if value.lstrip().lower().startswith("digest")]
+        challenge = parse_challenge(digests[0] if digests else "")
+        self._challenge, self._nonce_count, self._secret = challenge, 0, ""
+        credential = self._credential
+        if credential.mode is CredentialMode.NONE:
+            raise AuthenticationFailed("the device wants a login and no credential was given")
+        if credential.mode is CredentialMode.PASSWORD:
+            self._secret = ha1(credential.username, challenge.realm, credential.secret)
+        elif challenge.realm == credential.realm:
+            self._secret = credential.secret.lower()
+        else:
+            raise AuthenticationFailed(
+                f"the device asks for realm {challenge.realm!r}, the credential is for "
+                f"{credential.realm!r}; nothing was answered"
+            )

@@ -1,0 +1,44 @@
+"""How functions read instances: texts become the types of the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gwmodule.amt.functions.schema import Result
+from gwmodule.amt.wsman import Instance
+from gwmodule.errors import DeviceAnswerError
+
+
+def number(instance: Instance, name: str) -> int:
+    """A property as a whole number; DeviceAnswerError when it is missing or none."""
+    found = optional_number(instance, name)
+    if found is None:
+        raise DeviceAnswerError(f"the device's answer has no {name}")
+    return found
+
+
+def optional_number(instance: Instance, name: str) -> int | None:
+    value = instance.get(name, "")
+    if value == "":
+        return None
+    # Longer than any 64-bit number: no device means that.
+    if not isinstance(value, str) or not value.lstrip("-").isdecimal() or len(value) > 20:
+        raise DeviceAnswerError(f"{name} is {str(value)[:40]!r}, expected a whole number")
+    return int(value)
+
+
+def text(instance: Instance, name: str) -> str:
+    """A property as text; empty when it is missing."""
+    value = instance.get(name, "")
+    return value if isinstance(value, str) else ""
+
+
+def flag(instance: Instance, name: str) -> bool | None:
+    """A property as a boolean; None when it is missing."""
+    return {"true": True, "false": False, "1": True, "0": False}.get(text(instance, name).lower())
+
+
+def named(name: str, value: int | None, names: Mapping[int, str]) -> Result:
+    """Raw number and name side by side: numbers outlive our tables."""
+    meaning = None if value is None else names.get(value, f"unknown ({value})")
+    return {name: value, f"{name}_name": meaning}
