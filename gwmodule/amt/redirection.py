@@ -781,6 +781,7 @@ class MessageTracker:
     def __init__(self, direction: Direction) -> None:
         self.lost = False
         self.last_type: MessageType | None = None
+        self.heartbeats = 0
         self.settings: SolSettings | None = None
         self._direction = direction
         # The head of a message whose size is not known yet; a StartSolRedirection is kept whole.
@@ -808,7 +809,7 @@ class MessageTracker:
                 position += step
                 self._left -= step
                 if not self._left:
-                    self.last_type = MessageType(self._type)
+                    self._complete()
             else:
                 self._head.append(data[position])
                 position += 1
@@ -837,8 +838,12 @@ class MessageTracker:
                 self.settings = parse_sol_settings(bytes(head))
             self._left = size - len(head)
             if not self._left:
-                self.last_type = MessageType(self._type)
+                self._complete()
             head.clear()
+
+    def _complete(self) -> None:
+        self.last_type = MessageType(self._type)
+        self.heartbeats += self.last_type is MessageType.SOL_HEARTBEAT
 
     def _give_up(self) -> None:
         self.lost = True
