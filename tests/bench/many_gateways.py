@@ -1,0 +1,77 @@
+"""Many gateways in one process, each with its own certificate, session and link.
+
+    python -m tests.bench.many_gateways MSP_HOST:PORT STATE_DIRECTORY BUNDLES
+
+Each line on stdin is how many there shall be; the answer comes when all of them are connected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import random
+import sys
+from pathlib import Path
+
+import uvloop
+
+from gwmodule.msp.pki import Authority
+from gwmodule.telemetry import start_logging
+from gwmodule.uplink.dialer import Dialer, GatewaySession
+from gwmodule.wire.events import Event
+from tests.bench.gateway_end import configuration
+
+# Gateways that shake hands at the same time: the listener tolerates 512 strangers.
+_AT_ONCE = 64
+
+
+class IdleGateway:
+    def __init__(self, dialer_slots: asyncio.Semaphore) -> None:
+        self._slots = dialer_slots
+        self.up = asyncio.Event()
+
+    def session_up(self, session: GatewaySession, fresh: bool) -> None:
+        if self.up.is_set():
+            raise SystemExit("a session was lost")
+        self.up.set()
+        self._slots.release()
+
+    def session_event(self, session: GatewaySession, event: Event) -> None:
+        """Nobody asks these gateways for anything."""
+
+
+def write_bundle(authority: Authority, name: str, directory: Path, at: float) -> Path:
+    bundle = authority.gateway_bundle(name, at)
+    path = directory / name
+    path.mkdir(parents=True)
+    (path / "gateway.crt").write_text(bundle.certificate)
+    (path / "gateway.key").write_text(bundle.key)
+    (path / "ca.crt").write_text(bundle.ca)
+    return path
+
+
+async def run(msp: str, state: Path, directory: Path) -> None:
+    at = datetime.datetime.now(datetime.UTC).timestamp()
+    authority = Authority.open(state, at)
+    loop = asyncio.get_running_loop()
+    gateways: list[IdleGateway] = []
+    slots = asyncio.Semaphore(_AT_ONCE)
+    async with asyncio.TaskGroup() as tasks:
+        print("ready", flush=True)
+        while line := await loop.run_in_executor(None, sys.stdin.readline):
+            while len(gateways) < int(line):
+                await slots.acquire()
+                bundle = write_bundle(authority, f"gateway-{len(gateways)}", directory, at)
+                gateway = IdleGateway(slots)
+                gateways.append(gateway)
+                dialer = Dialer(configuration(msp, bundle), gateway, tasks, random.Random())
+                tasks.create_task(dialer.run(), name=f"dialer-{len(gateways)}")
+            for gateway in gateways:
+                await gateway.up.wait()
+            print(len(gateways), flush=True)
+        raise SystemExit
+
+
+if __name__ == "__main__":
+    start_logging("error")
+    uvloop.run(run(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])))

@@ -1,0 +1,264 @@
+"""Tables for people, JSON and a plot for docs/benchmarks, and the verdict as one line of JSON."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.bench.cells import DOWN, IDLE, UP, BulkRow, IdleRow, LoadedRow, MemoryResult
+
+# Bars apply at this queue and without loss.
+BAR_QUEUE_MS = 100
+
+
+@dataclass(slots=True)
+class Results:
+    machine: dict[str, Any]
+    line: list[dict[str, Any]] = field(default_factory=list)
+    idle: list[IdleRow] = field(default_factory=list)
+    loaded: list[LoadedRow] = field(default_factory=list)
+    bulk: list[BulkRow] = field(default_factory=list)
+    memory: MemoryResult | None = None
+
+    def row(self, tool: str, direction: str, queue: float, loss: float) -> LoadedRow | None:
+        for row in self.loaded:
+            if (row.tool, row.direction, row.queue_ms, row.loss) == (tool, direction, queue, loss):
+                return row
+        return None
+
+
+def figures(results: Results) -> dict[str, dict[str, Any]]:
+    """Value, bar and verdict of what was measured; the worse direction counts."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def put(name: str, value: float, bar: float, goal: float, *, lower: bool = True) -> None:
+        ok = value <= bar if lower else value >= bar
+        found[name] = {"value": round(value, 3), "bar": bar, "goal": goal, "ok": ok}
+
+    for row in results.idle:
+        if row.tool == "gwmodule":
+            put("echo_idle_vs_ssh", row.vs_ssh, 1.8, 1.0)
+    increases: list[float] = []
+    ratios: list[float] = []
+    idle = results.row("gwmodule", IDLE, BAR_QUEUE_MS, 0.0)
+    for direction in (UP, DOWN):
+        ours = results.row("gwmodule", direction, BAR_QUEUE_MS, 0.0)
+        ssh = results.row("ssh -R", direction, BAR_QUEUE_MS, 0.0)
+        if ours is not None and ssh is not None and idle is not None:
+            increases.append(ours.keys.p99 - idle.keys.p99)
+            ratios.append(ssh.keys.p99 / ours.keys.p99)
+    if increases:
+        put("echo_loaded_p99_over_idle_ms", max(increases), 40, 10)
+        put("echo_loaded_p99_ssh_vs_us", min(ratios), 8, 12, lower=False)
+    for rtt, name in ((100, "bulk_100ms_vs_tcp"), (0, "bulk_0ms_vs_tcp")):
+        rows = [r.vs_tcp for r in results.bulk if r.tool == "gwmodule" and r.rtt_ms == rtt]
+        if rows:
+            put(name, min(rows), 0.8, 0.95, lower=False)
+    if results.memory is not None:
+        put("idle_session_kib", results.memory.kib_per_session, 48, 24)
+        put("idle_2000_cpu_percent", results.memory.cpu_percent_at_2000, 15, 5)
+    return found
+
+
+def text(results: Results) -> str:
+    """All tables, in Markdown."""
+    lines: list[str] = []
+    if results.line:
+        lines += ["", "## The line, checked with UDP probes", ""]
+        lines += [f"* {check['profile']}: {check['measured']}" for check in results.line]
+    if results.idle:
+        lines += ["", "## (a) Keystroke echo, idle, all processes on one core (us)", ""]
+        lines += _table(
+            "tool | p50 | p50 of rounds | p95 | p99 | max | x ssh -R | x direct"
+            " | CPU per key | per key and hop",
+            [
+                (
+                    r.tool,
+                    r.p50_us,
+                    f"{r.p50_us_range[0]}..{r.p50_us_range[1]}",
+                    r.p95_us,
+                    r.p99_us,
+                    r.max_us,
+                    r.vs_ssh,
+                    r.vs_direct,
+                    r.cpu_us_per_key or "-",
+                    round(r.cpu_us_per_key_and_hop, 1) or "-",
+                )
+                for r in results.idle
+            ],
+        )
+    for letter, lossy in (("b", False), ("d", True)):
+        rows = [r for r in results.loaded if bool(r.loss) == lossy]
+        if rows:
+            loss = f", {rows[0].loss * 100:g} % loss" if lossy else ""
+            lines += [
+                "",
+                f"## ({letter}) Keystroke echo beside bulk, 8 Mbit/s, 50 ms RTT{loss} (ms)",
+                "",
+            ]
+            lines += _table(
+                "queue | bulk | tool | p50 | p95 | p99 | max | keys | bulk Mbit/s | line queue",
+                [
+                    (
+                        f"{r.queue_ms:.0f}",
+                        r.direction,
+                        r.tool,
+                        f"{r.keys.p50:.1f}",
+                        f"{r.keys.p95:.1f}",
+                        f"{r.keys.p99:.1f}",
+                        f"{r.keys.max:.1f}",
+                        f"{r.keys.count}" + (f" (-{r.missing})" if r.missing else ""),
+                        f"{r.bulk_mbit:.2f}",
+                        f"{r.line_queue_ms:.0f}",
+                    )
+                    for r in sorted(
+                        rows, key=lambda r: (r.queue_ms, (IDLE, UP, DOWN).index(r.direction), r.tool)
+                    )
+                ],
+            )
+    if results.bulk:
+        lines += ["", "## (c) Bulk, 50 Mbit/s", ""]
+        lines += _table(
+            "RTT ms | direction | tool | Mbit/s | x TCP | from start Mbit/s | x TCP"
+            " | CPU ms per MiB",
+            [
+                (
+                    f"{r.rtt_ms:.0f}",
+                    r.direction,
+                    r.tool,
+                    r.mbit,
+                    r.vs_tcp,
+                    r.mbit_from_start,
+                    r.vs_tcp_from_start,
+                    r.cpu_ms_per_mib,
+                )
+                for r in results.bulk
+            ],
+        )
+    if results.memory is not None:
+        m = results.memory
+        lines += ["", "## (e) Idle gateway sessions in one MSP process", ""]
+        lines += _table(
+            "sessions | KiB each | before MiB | CPU % of a core | at 2,000 | new per s",
+            [
+                (
+                    m.sessions,
+                    m.kib_per_session,
+                    m.base_mib,
+                    m.cpu_percent_of_core,
+                    m.cpu_percent_at_2000,
+                    m.sessions_per_second,
+                )
+            ],
+        )
+    lines += ["", "## Figures", ""]
+    lines += _table(
+        "figure | value | bar | goal | ok",
+        [
+            (name, f["value"], f["bar"], f["goal"], "yes" if f["ok"] else "NO")
+            for name, f in figures(results).items()
+        ],
+    )
+    return "\n".join(lines)
+
+
+def _table(head: str, rows: list[tuple[Any, ...]]) -> list[str]:
+    cells = [[part.strip() for part in head.split("|")]]
+    cells += [[str(value) for value in row] for row in rows]
+    widths = [max(len(row[n]) for row in cells) for n in range(len(cells[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return lines
+
+
+def write(results: Results, directory: Path, name: str) -> list[Path]:
+    """JSON and Markdown always, the plot where matplotlib is installed."""
+    directory.mkdir(parents=True, exist_ok=True)
+    data = {**asdict(results), "figures": figures(results)}
+    written = [directory / f"{name}.json", directory / f"{name}.md"]
+    written[0].write_text(json.dumps(data, indent=1) + "\n")
+    head = f"# Benchmark run `{name}`\n\nMachine: {results.machine}\n"
+    written[1].write_text(head + text(results) + "\n")
+    try:
+        pyplot = _pyplot()
+    except ImportError:
+        return written
+    written.append(directory / f"{name}.png")
+    _plot(pyplot, results, written[-1])
+    return written
+
+
+def _pyplot() -> Any:
+    importlib.import_module("matplotlib").use("Agg")
+    return importlib.import_module("matplotlib.pyplot")
+
+
+_COLOURS = {"gwmodule": "#1f6f8b", "ssh -R": "#d1495b", "plain TCP": "#6c757d"}
+
+
+def _plot(pyplot: Any, results: Results, path: Path) -> None:
+    figure, axes = pyplot.subplots(2, 2, figsize=(12, 8.5))
+    _plot_idle(axes[0][0], results)
+    _plot_loaded(axes[0][1], results, lossy=False)
+    _plot_loaded(axes[1][0], results, lossy=True)
+    _plot_bulk(axes[1][1], results)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _plot_idle(axis: Any, results: Results) -> None:
+    rows = results.idle
+    names = [row.tool for row in rows]
+    axis.barh(names, [r.p50_us for r in rows], color=[_COLOURS.get(n, "#adb5bd") for n in names])
+    axis.plot([r.p99_us_median for r in rows], names, "k|", markersize=14, label="p99")
+    axis.set_title("(a) Echo, idle, one core: median")
+    axis.set_xlabel("microseconds")
+    axis.invert_yaxis()
+    if rows:
+        axis.legend()
+
+
+def _plot_loaded(axis: Any, results: Results, *, lossy: bool) -> None:
+    rows = [row for row in results.loaded if bool(row.loss) == lossy]
+    groups = sorted({(r.queue_ms, r.direction) for r in rows}, key=lambda g: (g[0], g[1] != IDLE))
+    for offset, tool in ((-0.2, "ssh -R"), (0.2, "gwmodule")):
+        for number, (queue, direction) in enumerate(groups):
+            row = next(
+                (r for r in rows if (r.tool, r.queue_ms, r.direction) == (tool, queue, direction)),
+                None,
+            )
+            if row is not None:
+                label = f"{tool} p99" if number == 0 else None
+                at = number + offset
+                axis.bar(at, row.keys.p99, 0.38, color=_COLOURS[tool], alpha=0.75, label=label)
+                axis.plot([at - 0.19, at + 0.19], [row.keys.p50] * 2, color="black")
+    axis.set_xticks(range(len(groups)))
+    axis.set_xticklabels([f"{queue:.0f} ms\n{direction}" for queue, direction in groups])
+    axis.set_yscale("log")
+    loss = ", 1 % loss" if lossy else ""
+    axis.set_title(f"({'d' if lossy else 'b'}) Echo beside bulk, 8 Mbit/s, 50 ms RTT{loss}")
+    axis.set_ylabel("ms (line: median)")
+    if rows:
+        axis.legend()
+
+
+def _plot_bulk(axis: Any, results: Results) -> None:
+    groups = list(dict.fromkeys((r.rtt_ms, r.direction) for r in results.bulk))
+    for offset, tool in ((-0.27, "plain TCP"), (0.0, "ssh -R"), (0.27, "gwmodule")):
+        rows = {(r.rtt_ms, r.direction): r for r in results.bulk if r.tool == tool}
+        values = [rows[group].mbit if group in rows else 0.0 for group in groups]
+        places = [number + offset for number in range(len(groups))]
+        axis.bar(places, values, 0.26, color=_COLOURS[tool], label=tool)
+    axis.set_xticks(range(len(groups)))
+    axis.set_xticklabels([f"{rtt:.0f} ms\n{direction}" for rtt, direction in groups])
+    axis.set_title("(c) Bulk, 50 Mbit/s line")
+    axis.set_ylabel("Mbit/s")
+    if groups:
+        axis.legend(loc="lower right")
