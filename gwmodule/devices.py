@@ -303,10 +303,11 @@ class Devices:
     # -- private: observations -------------------------------------------------------------------
 
     def _on_lease(self, lease: Lease | LeaseEnd, now: float) -> None:
-        known = _is_device(lease.mac)
-        device = self._find(lease.mac, lease.address, now) if known else None
-        if device is None:
+        if not _is_device(lease.mac):
             self.counters["ignored"] += 1
+            return
+        device = self._find(lease.mac, lease.address, now)
+        if device is None:
             return
         if isinstance(lease, Lease):
             device.hostname = lease.hostname or device.hostname
@@ -326,7 +327,6 @@ class Devices:
         key = hello.uuid if hello.mac == NO_MAC else hello.mac
         device = self._find(key, hello.address, now)
         if device is None:
-            self.counters["ignored"] += 1
             return
         if isinstance(key, UUID):
             self._unplaced[key] = hello

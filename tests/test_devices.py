@@ -180,6 +180,11 @@ def test_capture_cannot_forge_answers(devices: Devices) -> None:
     assert (len(devices), devices.counters["ignored"]) == (0, 3)
 
 
+def test_a_hello_from_a_group_address_is_ignored(devices: Devices) -> None:
+    devices.observe(replace(HELLO, mac=b"\xff" * 6), 0.0)
+    assert (len(devices), devices.counters["ignored"]) == (0, 1)
+
+
 @pytest.mark.parametrize("mac", [NO_MAC, b"\xff" * 6, b"\x01\x00\x5e\x00\x00\x01", b"\x02"])
 def test_a_lease_for_an_impossible_mac_is_ignored(devices: Devices, mac: bytes) -> None:
     devices.observe(replace(LEASE, mac=mac), 0.0)
@@ -350,6 +355,17 @@ def test_a_forged_lease_cannot_make_a_device_gone(devices: Devices) -> None:
     assert answer(devices, 110.0) == Probe(MAC, ADDRESS)
     assert observations(devices, 110.0)[-1] == PONG
     assert devices.listing(110.0)[0]["address"] == str(ADDRESS)
+
+
+def test_an_answer_for_a_device_that_was_pushed_out_is_dropped(devices: Devices) -> None:
+    devices.observe(LEASE, 0.0)
+    probe = devices.next_probe(0.0)
+    assert probe is not None
+    for number in range(16):
+        devices.observe(Lease(*numbered(number), 60), 1.0)
+    devices.probed(probe, PONG, 2.0)
+    assert devices.counters["answers"] == 0
+    assert devices.next_probe_at() == 1.0
 
 
 def test_a_late_answer_for_an_old_address_says_nothing(devices: Devices) -> None:

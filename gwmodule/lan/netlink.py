@@ -18,6 +18,7 @@ import errno
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_address, ip_network
 from typing import Any
 
@@ -119,7 +120,7 @@ class LanWatcher:
         self.counters = {"dumps": 0, "overruns": 0}
         self._on_change = on_change
         self._marshal = MarshalRtnl()
-        self._waiting: dict[tuple[str, IPv4Address], set[asyncio.Future[None]]] = {}
+        self._waiting: dict[tuple[str, IPv4Address], _Waiting] = {}
         self._outdated: set[type[Change]] = set()
         self._outdated_soon = asyncio.Event()
 
@@ -157,16 +158,19 @@ class LanWatcher:
             if known is not None and known.lladdr is not None and known.usable:
                 return known.lladdr
             answer: asyncio.Future[None] = loop.create_future()
-            waiting = self._waiting.setdefault((ifname, address), set())
-            waiting.add(answer)
+            waiting = self._waiting.setdefault((ifname, address), _Waiting())
+            waiting.answers.add(answer)
             try:
-                self.confirm(address, ifname)
+                # A probe knocks at five ports at once: one question serves them all.
+                if loop.time() >= waiting.ask_at:
+                    waiting.ask_at = loop.time() + RESOLVE_AGAIN
+                    self.confirm(address, ifname)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(RESOLVE_AGAIN):
                         await answer
             finally:
-                waiting.discard(answer)
-                if not waiting:
+                waiting.answers.discard(answer)
+                if not waiting.answers:
                     self._waiting.pop((ifname, address), None)
 
     def confirm(self, address: IPv4Address, ifname: str) -> None:
@@ -225,10 +229,18 @@ class LanWatcher:
     def _wake(self, neighbour: Neighbour) -> None:
         if not neighbour.usable:
             return
-        key = (self.model.ifname(neighbour.ifindex), neighbour.address)
-        for answer in self._waiting.get(key, ()):
+        waiting = self._waiting.get((self.model.ifname(neighbour.ifindex), neighbour.address))
+        for answer in waiting.answers if waiting is not None else ():
             if not answer.done():
                 answer.set_result(None)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Who waits for a neighbour, and when the kernel may be asked about it again."""
+
+    answers: set[asyncio.Future[None]] = field(default_factory=set)
+    ask_at: float = 0.0
 
 
 class Dump:
