@@ -286,7 +286,10 @@ def parse_goaway(payload: bytes) -> GoAway:
 
 
 def build_message(message: Message) -> bytes:
-    """One control message as a whole frame; FrameSizeError when it does not fit."""
+    """One control message as a whole frame; FrameSizeError when it does not fit.
+
+    FrameLayoutError when a text of a CALL cannot be written as UTF-8.
+    """
     match message:
         case Notice():
             frame_type = FrameType.NOTICE
@@ -308,11 +311,11 @@ def build_message(message: Message) -> bytes:
                 "uuid": message.uuid.bytes,
                 "tls": message.tls,
                 "pin": message.pin,
-                "function": message.function.encode(),
-                "realm": message.credential.realm.encode(),
+                "function": _exactly(message.function),
+                "realm": _exactly(message.credential.realm),
                 "credential_mode": message.credential.mode,
-                "username": message.credential.username.encode(),
-                "secret": message.credential.secret.encode(),
+                "username": _exactly(message.credential.username),
+                "secret": _exactly(message.credential.secret),
                 "arguments": message.arguments,
             }
         case Progress():
@@ -388,7 +391,16 @@ def parse_message(frame_type: FrameType, payload: bytes) -> Message:
 
 
 def _text(text: str) -> bytes:
-    return text.encode()[:MAX_REASON]
+    return text.encode(errors="replace")[:MAX_REASON]
+
+
+def _exactly(text: str) -> bytes:
+    """For texts that must arrive unchanged; a lone surrogate has no UTF-8 form."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        # Without the cause, which would quote the text: it may be a secret.
+        raise FrameLayoutError("a text that is not Unicode") from None
 
 
 def _code(number: int) -> Code:

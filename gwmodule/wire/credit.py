@@ -36,6 +36,11 @@ class ReceiveWindow:
         self.consumed = 0
         self._raised_at: float | None = None
 
+    @property
+    def unread(self) -> int:
+        """Bytes received and not yet given back."""
+        return self.received - self.consumed
+
     def receive(self, size: int) -> None:
         # Charged on arrival, not on delivery: while the reader is paused the peer must still be
         # held to `size` bytes of our memory.

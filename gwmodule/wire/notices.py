@@ -194,6 +194,8 @@ def parse_observation(data: bytes) -> Observation:
         )
     except (ConstructError, KeyError, ValueError) as exc:
         raise FrameLayoutError(f"observation of {len(data)} bytes: {exc}") from exc
+    if isinstance(observation, Lease | Presence) and observation.uuid == NO_UUID:
+        observation.uuid = None
     if isinstance(observation, Hello) and len(observation.raw) > MAX_HELLO:
         raise FrameLayoutError(f"Hello of {len(observation.raw)} bytes, maximum {MAX_HELLO}")
     return observation
@@ -206,7 +208,7 @@ def _pack(name: str, value: Any) -> Any:
         case "uuid":
             return (value or NO_UUID).bytes
         case "hostname" | "realm" | "server":
-            return value.encode()[:MAX_HOSTNAME]
+            return value.encode(errors="replace")[:MAX_HOSTNAME]
         case "ports":
             return sum(1 << (port - FIRST_PORT) for port in value)
         case _:
@@ -218,8 +220,7 @@ def _unpack(name: str, value: Any) -> Any:
         case "address":
             return IPv4Address(value)
         case "uuid":
-            uuid = UUID(bytes=value)
-            return None if uuid == NO_UUID else uuid
+            return UUID(bytes=value)
         case "hostname" | "realm" | "server":
             return value.decode(errors="replace")
         case "ports":
