@@ -27,7 +27,7 @@ from gwmodule.sim.lab import (
     stop_on_sigterm,
     wait_for_ctrl_c,
 )
-from gwmodule.sim.services import GATEWAY, LOGIN, UUIDS, System
+from gwmodule.sim.services import GATEWAY, SOL_LOGIN, UUIDS, System
 from gwmodule.sim.topology import MACS, MANAGEMENT, NAT_WAN, PCS, TWO_WANS, WEB
 
 # A step that takes longer than this has failed, whatever it waits for.
@@ -36,7 +36,6 @@ PATIENCE = 20.0
 PROMPT = "recovery>"
 BOOT_TEXTS = ("BIOS", "Memory test: 8192 MB OK", "Booting from SATA port 0 ... failed")
 LAST_BOOT_TEXT = "No bootable device"
-BOOT_TIMEOUT = ("--timeout", "20")
 
 CONNECT = """
 import socket, sys
@@ -110,8 +109,8 @@ class Demo:
         self.start_device("pc3")
         self.system.wait_for_candidate("pc3", PATIENCE)
         device = self.system.identify("pc3")
-        check(device["guid"] == UUIDS["pc3"], f"identified as {device['uuid']}")
-        return f"{MACS['pc3']} answers as AMT and says it is {device['uuid']}"
+        check(device["guid"] == UUIDS["pc3"], f"identified as {device['guid']}")
+        return f"{MACS['pc3']} answers as AMT and says it is {device['guid']}"
 
     def activate(self) -> str:
         for pc in ("pc1", "pc2"):
@@ -123,31 +122,24 @@ class Demo:
 
     def power_get(self) -> str:
         answer = self.system.call("pc1", "power.get")
-        return json.dumps(answer)
+        state = answer["result"]["power_state_name"]
+        check(state == "on", f"the power state is {state}")
+        return f"{state}, after {answer['exchanges']} exchanges on the LAN and one over the WAN"
 
     def reset_sol(self) -> str:
-        sol = self.system.technician_command("sol", UUIDS["pc1"], *LOGIN)
-        lab = self.system.lab
-        watching = lab.start("msp", [*sol, "--expect", LAST_BOOT_TEXT, *BOOT_TIMEOUT], log="sol")
-        wait_until("the prompt over SOL", lambda: PROMPT in watching.log.read_text(), PATIENCE)
+        lab, uuid = self.system.lab, UUIDS["pc1"]
+        script = ("--expect", PROMPT, "--expect", LAST_BOOT_TEXT, "--expect", PROMPT)
+        script += ("--send", "uuid", "--expect", uuid, "--timeout", f"{PATIENCE:g}")
+        sol = self.system.technician_command("sol", uuid, *SOL_LOGIN, *script)
+        session = lab.start("msp", sol, log="sol")
+        wait_until("the prompt over SOL", lambda: PROMPT in session.log.read_text(), PATIENCE)
         self.system.call("pc1", "power.set", "state=reset")
-        wait_until("the end of the boot", lambda: not watching.alive, PATIENCE)
-        text = watching.log.read_text()
-        check(watching.process.returncode == 0, f"sol ended with: {watching.tail(4)}")
+        wait_until("the end of the SOL script", lambda: not session.alive, PATIENCE)
+        check(session.process.returncode == 0, f"sol: {session.tail(4)}")
+        text = session.log.read_text()
         for line in BOOT_TEXTS:
             check(line in text, f"{line!r} is missing in what SOL showed")
-        typed = self.system.technician(
-            "sol",
-            UUIDS["pc1"],
-            *LOGIN,
-            "--send",
-            "uuid",
-            "--expect",
-            UUIDS["pc1"],
-            *BOOT_TIMEOUT,
-        )
-        check(typed.returncode == 0, f"the typed line got no answer: {typed.stderr.strip()}")
-        return f"{printable(text)}\ntyped `uuid`, answered {UUIDS['pc1']}"
+        return printable(text)
 
     def register(self, pc: str) -> str:
         """Start a PC that sends Hellos, and look its registration up at the MSP."""
@@ -165,7 +157,7 @@ class Demo:
         for key, value in expected.items():
             check(record[key] == value, f"{pc}: {key} is {record[key]}, not {value}")
         place = f"{record['address']} behind {NAT_WAN}:{gateway['port']}"
-        return f"registered {record['uuid']} at {place}, state setup"
+        return f"registered {record['guid']} at {place}, state setup"
 
     def start_device(self, pc: str) -> None:
         hello = hello_target(pc, self.system.lab.topology.relay_address)
@@ -243,6 +235,9 @@ def tell(
         print(f"[{start - began:5.1f} s] {text}", flush=True)
         try:
             proof, problem = step(), ""
+        except (LookupError, ValueError) as exc:
+            # What a program answered is not what this story was written for.
+            proof, problem = "", f"{name}: unexpected answer: {exc!r}"
         except GatewayError as exc:
             proof, problem = "", f"{name}: {exc}"
         results[name] = {"ok": not problem, "ms": round((time.monotonic() - start) * 1000)}

@@ -32,6 +32,8 @@ GATEWAY = "home-1"
 USER = "admin"
 PASSWORD = "P@ssw0rd-Lab"
 LOGIN = ("--user", USER, "--password-file", str(PASSWORD_FILE))
+# The firmware offers TLS too, and the terminal speaks only the plain port's protocol yet.
+SOL_LOGIN = (*LOGIN, "--allow-clear-text")
 UUIDS = {
     "pc1": "8f1b2c3d-0a1b-4c2d-9e3f-00005e005301",
     "pc2": "8f1b2c3d-0a1b-4c2d-9e3f-00005e005302",
@@ -42,7 +44,7 @@ UUIDS = {
 HURRY: dict[str, dict[str, object]] = {
     "backoff": {"first": 0.1, "cap": 1.0},
     "liveness": {"interval": 0.5, "timeout": 2.0},
-    "probe": {"timeout": 1.0, "interval": 5.0},
+    "probe": {"timeout": 1.0, "interval": 2.0},
     "devices": {"repeat": 1.0},
 }
 

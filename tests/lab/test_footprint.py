@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from gwmodule.sim.hosts import DIRECTORY, Lab, wait_until
-from gwmodule.sim.services import LOGIN, UUIDS, System
+from gwmodule.sim.services import SOL_LOGIN, UUIDS, System
 from gwmodule.sim.topology import TWO_WANS
 from tests.lab.conftest import bring_up
 
@@ -48,7 +48,7 @@ def changes(trace: str) -> Iterator[str]:
 def test_the_gateway_writes_no_file_but_its_sockets_under_run(system: System) -> None:
     for pc, name in UUIDS.items():
         assert system.call(pc, "power.get"), name
-    system.technician("sol", UUIDS["pc2"], *LOGIN, "--expect", "login:", "--timeout", "10")
+    system.technician("sol", UUIDS["pc2"], *SOL_LOGIN, "--expect", "login:", "--timeout", "10")
     system.lab.services["gwmodule"].stop()
     trace = TRACE.read_text()
     assert trace.count("openat(") > 100, "strace saw too little to prove anything"
