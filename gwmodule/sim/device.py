@@ -1,7 +1,7 @@
 """A simulated device on real sockets: thin adapters around one Machine.
 
-16992 HTTP, 16993 HTTPS ------ _HttpConnection ---------- HttpServer ---+
-16994, 16995 with TLS -------- _RedirectionConnection --- RedirectionServer --> Machine
+16992 HTTP, 16993 HTTPS ------ HttpConnection ---------- HttpServer ---+
+16994, 16995 with TLS -------- RedirectionConnection --- RedirectionServer --> Machine
 623/udp ---------------------- _Presence ---------------- pong ---------+
 to port 9971, setup only ----- _send_hellos ------------- build_hello --+
 control socket --------------- ControlServer ------------ state, activate
@@ -79,6 +79,7 @@ ANY_PORTS = Ports(0, 0, 0, 0, 0)
 class SimulatedDevice:
     """Serves `machine` on the IPv4 address `bind` while the context is open.
 
+    To be made inside the running loop.
     CannotListen when a port is taken or may not be used. `hello` is where a machine in setup state
     sends its Hellos, every `hello_interval` seconds, until somebody activates it.
     """
@@ -107,14 +108,14 @@ class SimulatedDevice:
         self._control = control
         self._nonce = nonce
         self._http = HttpServer(machine, nonce)
-        self._connections: set[_HttpConnection | _RedirectionConnection] = set()
+        self._connections: set[HttpConnection | RedirectionConnection] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._activated = asyncio.Event()
         self._stack = contextlib.AsyncExitStack()
         self._stopped = False
+        self._loop = asyncio.get_running_loop()
 
     async def __aenter__(self) -> SimulatedDevice:
-        self._loop = asyncio.get_running_loop()
         async with contextlib.AsyncExitStack() as stack:
             await self._listen(stack)
             if self._control is not None:
@@ -174,21 +175,21 @@ class SimulatedDevice:
             "hellos_sent": self.hellos_sent,
         }
 
-    def admit(self, connection: _HttpConnection | _RedirectionConnection) -> bool:
+    def admit(self, connection: HttpConnection | RedirectionConnection) -> bool:
         if len(self._connections) >= MAX_CONNECTIONS:
             return False
         self._connections.add(connection)
         return True
 
-    def dismiss(self, connection: _HttpConnection | _RedirectionConnection) -> None:
+    def dismiss(self, connection: HttpConnection | RedirectionConnection) -> None:
         self._connections.discard(connection)
 
     async def _listen(self, stack: contextlib.AsyncExitStack) -> None:
         name = self.machine.hostname
         pem = tls.self_signed(name, datetime.datetime.now(datetime.UTC))
         context = tls.device_context(pem)
-        http = partial(_HttpConnection, self, self._http)
-        redirection = partial(_RedirectionConnection, self, self._login, self._nonce)
+        http = partial(HttpConnection, self, self._http)
+        redirection = partial(RedirectionConnection, self, self._login, self._nonce)
         ports = self.ports
         self.ports = Ports(
             wsman=await self._serve(stack, http, ports.wsman, None),
@@ -263,7 +264,9 @@ class SimulatedDevice:
         await writer.wait_closed()
 
 
-class _HttpConnection(asyncio.Protocol):
+class HttpConnection(asyncio.Protocol):
+    """One client of 16992 or 16993; h11 knows HTTP, `server` what to answer."""
+
     def __init__(self, device: SimulatedDevice, server: HttpServer) -> None:
         self._device = device
         self._server = server
@@ -361,7 +364,9 @@ class _HttpConnection(asyncio.Protocol):
         self._idle = self._loop.call_later(HTTP_IDLE, self._transport.close)
 
 
-class _RedirectionConnection(asyncio.Protocol):
+class RedirectionConnection(asyncio.Protocol):
+    """One console on 16994 or 16995, around one RedirectionServer."""
+
     def __init__(self, device: SimulatedDevice, login: Login, nonce: Callable[[], str]) -> None:
         self._device = device
         self._loop = asyncio.get_running_loop()
@@ -369,6 +374,7 @@ class _RedirectionConnection(asyncio.Protocol):
             device.machine, now=self._loop.time(), login=login, nonce=nonce
         )
         self._timer: asyncio.TimerHandle | None = None
+        self._linger: asyncio.TimerHandle | None = None
         self._paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -380,8 +386,9 @@ class _RedirectionConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.receive_data(b"", self._loop.time())
-        if self._timer is not None:
-            self._timer.cancel()
+        for handle in (self._timer, self._linger):
+            if handle is not None:
+                handle.cancel()
         self._device.dismiss(self)
         self._device.changed()
 
@@ -412,9 +419,10 @@ class _RedirectionConnection(asyncio.Protocol):
             self._transport.resume_reading()
         if self._timer is not None:
             self._timer.cancel()
+        if server.closed and self._linger is None:
+            self._linger = self._loop.call_later(LINGER, self._transport.abort)
         if server.closed and not server.pending:
             self._transport.close()
-            self._timer = self._loop.call_later(LINGER, self._transport.abort)
         elif (deadline := server.next_timeout()) is not None:
             self._timer = self._loop.call_at(deadline, self._on_timer)
 

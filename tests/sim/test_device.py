@@ -10,13 +10,32 @@ from uuid import UUID
 import pytest
 
 from gwmodule.amt import digest
-from gwmodule.amt.redirection import SolClient, SolClosed, SolData, SolEvent, SolOpened, SolRefused
+from gwmodule.amt.redirection import (
+    CLEAR_TEXT_LOGIN,
+    LoginMethod,
+    MessageType,
+    SolClient,
+    SolClosed,
+    SolData,
+    SolEvent,
+    SolOpened,
+    SolRefused,
+    build_authenticate,
+    build_sol_plain,
+)
 from gwmodule.sim import device as device_module
 from gwmodule.sim.control import ControlError, request
-from gwmodule.sim.device import ANY_PORTS, CannotListen, Ports, SimulatedDevice
+from gwmodule.sim.device import (
+    ANY_PORTS,
+    CannotListen,
+    Ports,
+    RedirectionConnection,
+    SimulatedDevice,
+)
 from gwmodule.sim.hello import HelloTarget
 from gwmodule.sim.machine import Machine, PowerRequest, Provisioning, ReturnValue
 from gwmodule.sim.redirection import Login
+from tests.amt.test_redirection import START, START_SOL
 from tests.sim.test_rmcp import PING
 from tests.sim.test_wsman import get, invoke
 
@@ -193,20 +212,41 @@ async def test_a_console_that_vanishes_frees_the_line() -> None:
         await until(lambda: not device.machine.sessions)
 
 
-async def test_a_flood_that_nobody_reads_stays_bounded() -> None:
-    async with simulated() as device, connected(device.ports.redirection) as (reader, writer):
-        console = Console(reader, writer)
-        await console.read_until(b"login: ")
-        writer.transport.set_write_buffer_limits(high=1)
-        ping = b"\x24" + bytes(7)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1.0):
-                while True:
-                    writer.write(ping * 4096)
-                    await writer.drain()
-        # It stopped to read instead of collecting pongs.
-        assert writer.transport.get_write_buffer_size() > 0
-        writer.transport.abort()
+class FakeTransport(asyncio.Transport):
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.reading = True
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+
+async def test_a_console_that_asks_and_does_not_read_is_not_read_either() -> None:
+    connection = RedirectionConnection(simulated(), Login.PLAIN, lambda: "nonce")
+    transport = FakeTransport()
+    connection.connection_made(transport)
+    login = CLEAR_TEXT_LOGIN.build({"username": b"admin", "password": b"P@ssw0rd"})
+    connection.data_received(START + build_authenticate(LoginMethod.CLEAR_TEXT, login) + START_SOL)
+    connection.pause_writing()
+    connection.data_received(build_sol_plain(MessageType.SOL_KEEP_ALIVE_PING, 7) * 4096)
+    assert not transport.reading
+    connection.resume_writing()
+    await until(lambda: transport.reading)
+    assert transport.written.count(build_sol_plain(MessageType.SOL_KEEP_ALIVE_PONG, 7)) == 4096
+    connection.connection_lost(None)
 
 
 async def test_a_stopping_device_closes_what_is_open() -> None:
