@@ -1,10 +1,12 @@
 """A simulated device on real sockets: thin adapters around one Machine.
 
-16992 HTTP, 16993 HTTPS ------ HttpConnection ---------- HttpServer ---+
-16994, 16995 with TLS -------- RedirectionConnection --- RedirectionServer --> Machine
-623/udp ---------------------- _Presence ---------------- pong ---------+
-to port 9971, setup only ----- _send_hellos ------------- build_hello --+
-control socket --------------- ControlServer ------------ state, activate
+    16992 HTTP, 16993 HTTPS ------ HttpConnection --------- HttpServer ----------+
+    16994, 16995 with TLS -------- RedirectionConnection -- RedirectionServer ---+
+    623/udp ---------------------- _Presence -------------- pong ----------------+--> Machine
+    to port 9971, setup only ----- _send_hellos ----------- build_hello ---------+
+    control socket --------------- ControlServer ---------- state, activate -----+
+
+Whatever may have changed the machine calls `changed`, which lets every session write what is due.
 """
 
 from __future__ import annotations
