@@ -19,7 +19,6 @@ from uuid import UUID
 
 from construct import (
     Bytes,
-    ConstructError,
     GreedyBytes,
     Int8ul,
     Int16ul,
@@ -131,13 +130,12 @@ def _size(data: bytes, at_end: bool) -> int | None:
     """How long the message that starts with `data` is, as soon as that can be known."""
     if len(data) < _HEAD:
         return None
-    match int.from_bytes(data[2:4], "little"):
-        case 2:
-            return _V2
-        case 3:
-            return _entries_end(data)
-        case _:
-            return len(data) if at_end else None
+    version = int.from_bytes(data[2:4], "little")
+    if version == VERSION_PSK:
+        return _V2
+    if version == VERSION_PKI:
+        return _entries_end(data)
+    return len(data) if at_end else None
 
 
 def _entries_end(data: bytes) -> int | None:
@@ -158,25 +156,22 @@ def _entries_end(data: bytes) -> int | None:
 
 
 def _parse(raw: bytes) -> ParsedHello:
-    try:
-        head = HELLO_HEAD.parse(raw)
-        if head.uuid in _NO_MACHINE:
-            raise HelloError(HelloFault.GARBAGE, f"UUID {head.uuid.hex()} names no machine")
-        hello = ParsedHello(
-            uuid=UUID(bytes_le=head.uuid),
-            version=head.version,
-            retry=head.retry,
-            credentials_set=bool(head.credentials_set),
-            raw=raw,
-        )
-        match head.version:
-            case 2:
-                hello.pid = HELLO_V2.parse(raw).pid
-            case 3:
-                entries = HELLO_V3.parse(raw).hashes
-                hello.hashes = tuple(RootHash(entry.type, entry.value) for entry in entries)
-    except ConstructError as exc:
-        raise HelloError(HelloFault.TRUNCATED, f"{len(raw)} bytes: {exc}") from exc
+    head = HELLO_HEAD.parse(raw)
+    if head.uuid in _NO_MACHINE:
+        raise HelloError(HelloFault.GARBAGE, f"UUID {head.uuid.hex()} names no machine")
+    hello = ParsedHello(
+        uuid=UUID(bytes_le=head.uuid),
+        version=head.version,
+        retry=head.retry,
+        credentials_set=bool(head.credentials_set),
+        raw=raw,
+    )
+    # `_size` has made sure that all of it is there: these cannot fail.
+    if head.version == VERSION_PSK:
+        hello.pid = HELLO_V2.parse(raw).pid
+    elif head.version == VERSION_PKI:
+        entries = HELLO_V3.parse(raw).hashes
+        hello.hashes = tuple(RootHash(entry.type, entry.value) for entry in entries)
     return hello
 
 

@@ -85,7 +85,7 @@ class Observer:
                     self._counters.uninteresting += 1
                     return None
                 admitted = self._hello_limit.admits(packet.mac, now)
-            case None:
+            case _:
                 self._counters.malformed += 1
                 return None
         if not admitted:

@@ -45,7 +45,7 @@ from gwmodule.capture.observer import Observer
 from gwmodule.capture.packet import Packet
 from gwmodule.capture.sniffer import Sniffer
 from gwmodule.config import Config
-from gwmodule.errors import CaptureError
+from gwmodule.errors import CaptureError, ConfigError
 from gwmodule.privileges import drop_all_capabilities
 from gwmodule.wire.notices import Observation
 
@@ -68,7 +68,9 @@ MAX_BACKLOG = 16384
 # Without a link message for this long, look all the same: the kernel may have dropped one.
 RECHECK_INTERVAL = 60.0
 
-EXIT_NO_PERMISSION = 77  # EX_NOPERM of sysexits.h
+# sysexits.h: EX_NOPERM, EX_CONFIG.
+EXIT_NO_PERMISSION = 77
+EXIT_CONFIG = 78
 
 _RTMGRP_LINK = 1
 _PEER_CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid.
@@ -106,8 +108,11 @@ class History:
         ]
 
     def left(self, pid: int) -> None:
-        """The relay process `pid` went away having been given everything up to now."""
-        self._left = {pid: self._number}
+        """The relay process `pid` went away having been given everything up to now.
+
+        A process in a namespace of its own shows as 0 and cannot be told from its successor.
+        """
+        self._left = {pid: self._number} if pid else {}
 
 
 @dataclass(slots=True)
@@ -174,7 +179,7 @@ class Outbox:
 
 
 class CaptureService:
-    """The running service; `start` and `stop` belong to one loop turn each."""
+    """The running service, between `start` and `stop`; it does not own sniffers and listener."""
 
     def __init__(
         self,
@@ -214,14 +219,11 @@ class CaptureService:
         for relay in self._relays:
             relay.close()
         self._relays.clear()
-        sources: tuple[socket.socket | Sniffer, ...] = (
-            self._listener,
-            self._links,
-            *self._sniffers,
-        )
-        for source in sources:
+        for source in (self._listener, self._links):
             self._loop.remove_reader(source)
-            source.close()
+        for sniffer in self._sniffers:
+            self._loop.remove_reader(sniffer)
+        self._links.close()
 
     # LAN side
 
@@ -383,26 +385,31 @@ def memory() -> dict[str, int]:
 async def run(config: Config, allowed_users: frozenset[int] = frozenset()) -> None:
     """Serve until cancelled or until SIGTERM or SIGINT.
 
-    `allowed_users` are uids that may connect besides our own and root; with any, the socket's
-    mode is 0660 instead of 0600. CaptureError when a packet socket or the unix socket cannot be
-    opened.
+    `allowed_users` are uids that may connect besides our own and root; with any, the socket's mode
+    is 0660 instead of 0600. ConfigError without a LAN interface; CaptureError when a packet socket
+    or the unix socket cannot be opened.
     """
+    if not config.lan.interface:
+        raise ConfigError("config", "lan.interface", "names no interface to capture on")
     path = Path(config.capture.socket)
     listener = listen(path, 0o660 if allowed_users else 0o600)
     sniffers: list[Sniffer] = []
     try:
-        if not config.lan.interface:
-            raise CaptureError("lan.interface names no interface")
-        sniffers.extend(map(Sniffer, dict.fromkeys(config.lan.interface)))
+        for ifname in dict.fromkeys(config.lan.interface):
+            sniffers.append(Sniffer(ifname))  # noqa: PERF401 - those opened so far are closed below.
         drop_all_capabilities()
         observer = Observer(load_dissector())
         _trim_memory()
         service = CaptureService(sniffers, observer, listener, allowed_users | {0, os.geteuid()})
-    except BaseException:
+        await _serve(service)
+    finally:
         listener.close()
         for sniffer in sniffers:
             sniffer.close()
-        raise
+        _unlink(path)
+
+
+async def _serve(service: CaptureService) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
@@ -411,13 +418,18 @@ async def run(config: Config, allowed_users: frozenset[int] = frozenset()) -> No
         await stopped.wait()
     finally:
         service.stop()
-        _unlink(path)
 
 
-def main(config: Config) -> int:
-    """Run the capture process; its exit status: 0, or EXIT_NO_PERMISSION with a log line."""
+def main(config: Config, allowed_users: frozenset[int] = frozenset()) -> int:
+    """Run the capture process (see `run`); its exit status.
+
+    0 after a signal, EXIT_CONFIG or EXIT_NO_PERMISSION with the reason in the log.
+    """
     try:
-        asyncio.run(run(config))
+        asyncio.run(run(config, allowed_users))
+    except ConfigError as exc:
+        log.error("%s", exc)
+        return EXIT_CONFIG
     except CaptureError as exc:
         log.error("%s", exc)
         return EXIT_NO_PERMISSION

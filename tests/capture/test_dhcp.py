@@ -277,6 +277,28 @@ def test_the_gate_names_the_client() -> None:
     assert gate(request(kind=INFORM)) is Verdict.UNINTERESTING
 
 
+def test_padding_and_other_options_may_stand_before_the_message_type() -> None:
+    options = b"\0\0" + option(55, b"\1\3") + b"\0" + ack()[240:]
+    assert observer().observation_from(dhcp(2, options, yiaddr=PC), now=0.0) == Lease(
+        PC_MAC, PC, 3600
+    )
+
+
+def test_a_message_of_another_type_says_nothing() -> None:
+    offer = dissector()(dhcp(2, option(53, b"\2") + END, yiaddr=PC))
+    assert offer is not None
+    assert DhcpObserver(lambda payload: offer).observe(b"", now=0.0) is None
+
+
+def test_clients_that_were_never_answered_are_forgotten() -> None:
+    dhcp = observer()
+    dhcp.observation_from(request(option(12, b"pc")), now=0.0)
+    other = bytes.fromhex("020000000999")
+    dhcp.observation_from(request(option(12, b"other"), mac=other), now=MAX_WAIT)
+    # Even a clock that stands still finds no trace of the first.
+    assert dhcp.observation_from(ack(), now=0.0) == Lease(PC_MAC, PC, 3600)
+
+
 def test_a_dissector_that_says_no_is_counted() -> None:
     refuse: Dissect = lambda payload: None  # noqa: E731
     dhcp = DhcpObserver(refuse)

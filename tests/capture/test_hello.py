@@ -120,6 +120,12 @@ def test_the_largest_message_that_is_accepted() -> None:
     assert parse_hello(hello, at_end=False) is not None
 
 
+def test_a_message_over_the_limit_is_refused_even_if_it_is_whole() -> None:
+    with pytest.raises(HelloError) as refused:
+        parse_hello(hello_v3([(7, bytes(255))] * 40), at_end=True)
+    assert refused.value.fault is HelloFault.OVERSIZED
+
+
 def test_a_full_unknown_version_that_ends_is_accepted() -> None:
     reader = HelloReader()
     assert reader.receive_data(UNKNOWN_VERSION.ljust(MAX_HELLO - 1, b"\0")) is None

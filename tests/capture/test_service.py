@@ -21,6 +21,7 @@ from gwmodule.capture.datagrams import MAX_DATAGRAM, Counters, Datagram, Seen, p
 from gwmodule.capture.dissect import load_dissector
 from gwmodule.capture.observer import Observer
 from gwmodule.capture.service import (
+    EXIT_CONFIG,
     EXIT_NO_PERMISSION,
     MAX_KEPT,
     MAX_KEPT_AGE,
@@ -113,14 +114,14 @@ async def running(
 ) -> AsyncIterator[Running]:
     path = directory / "capture.sock"
     sniffer = FakeSniffer()
-    service = CaptureService(
-        [cast(Sniffer, sniffer)], Observer(load_dissector()), listen(path, 0o600), allowed_uids
-    )
-    service.start()
-    try:
-        yield Running(service, sniffer, path)
-    finally:
-        service.stop()
+    observer = Observer(load_dissector())
+    with listen(path, 0o600) as listener, contextlib.closing(sniffer):
+        service = CaptureService([cast(Sniffer, sniffer)], observer, listener, allowed_uids)
+        service.start()
+        try:
+            yield Running(service, sniffer, path)
+        finally:
+            service.stop()
 
 
 async def turns() -> None:
@@ -184,6 +185,13 @@ def test_a_new_relay_process_gets_everything_that_is_not_too_old() -> None:
         (LeaseEnd(PC_MAC, PC), 0.0),
     ]
     assert len(history.missed(pid=2, now=MAX_KEPT_AGE + 1)) == 1
+
+
+def test_a_process_that_cannot_be_told_from_its_successor_gets_everything() -> None:
+    history = History()
+    history.add(LEASE, now=0.0)
+    history.left(pid=0)
+    assert history.missed(pid=0, now=1.0) == [(LEASE, 1.0)]
 
 
 def test_the_history_is_bounded() -> None:
@@ -277,9 +285,20 @@ def serve_command(path: Path, *interfaces: str) -> list[str]:
 def test_without_an_interface_there_is_nothing_to_capture(tmp_path: Path) -> None:
     path = tmp_path / "capture.sock"
     answer = subprocess.run(serve_command(path), capture_output=True, text=True)
-    assert answer.returncode == EXIT_NO_PERMISSION
-    assert "lan.interface names no interface" in answer.stderr
+    assert answer.returncode == EXIT_CONFIG
+    assert "lan.interface: names no interface" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_without_the_privilege_the_reason_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "capture.sock"
+    command = serve_command(path, "lo")
+    command[2] = f"import gwmodule.privileges as p; p.drop_all_capabilities()\n{command[2]}"
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == EXIT_NO_PERMISSION
+    assert "lo: packet socket: Operation not permitted" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not path.exists()
 
 
 async def wait_for(condition: Callable[[], bool]) -> None:
