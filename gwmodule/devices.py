@@ -241,12 +241,14 @@ class Devices:
         return self._outbox.next_notice(now)
 
     def acknowledge(self, sequence: int) -> None:
-        """The MSP has committed every notice up to `sequence`."""
+        """The MSP has committed the notice with this number. One number, not all below it: a
+        notice whose commit failed must not be covered by a later one that succeeded.
+        """
         self._outbox.acknowledge(sequence)
 
     def session_started(self, now: float) -> None:
         """A fresh session: a digest of the table first, then everything unacknowledged again, with
-        new sequence numbers, because an acknowledgement covers all numbers below it.
+        new sequence numbers: an acknowledgement of the old session that comes late means nothing.
         """
         if self._outbox.holds(None, Digest):
             # The MSP never confirmed the last digest, so its wish for a snapshot may be lost.
@@ -521,8 +523,9 @@ class Outbox:
         self._repeat = repeat
         self._last = 0
         self._waiting: dict[tuple[Key | None, type[Observation]], _Entry] = {}
-        # By sequence, and the same entries by the time of their last sending.
+        # In flight; the same by number, and by the time of their last sending.
         self._sent: dict[tuple[Key | None, type[Observation]], _Entry] = {}
+        self._numbers: dict[int, tuple[Key | None, type[Observation]]] = {}
         self._by_time: OrderedDict[tuple[Key | None, type[Observation]], _Entry] = OrderedDict()
         self.counters = dict.fromkeys(("notices", "repeated", "coalesced", "acknowledged"), 0)
 
@@ -550,6 +553,7 @@ class Outbox:
             self._last += 1
             entry.sequence = self._last
             self._sent[slot] = entry
+            self._numbers[entry.sequence] = slot
             self.counters["notices"] += 1
         else:
             due = self.next_repeat()
@@ -568,10 +572,8 @@ class Outbox:
         return next(iter(self._by_time.values())).sent + self._repeat
 
     def acknowledge(self, sequence: int) -> None:
-        while self._sent:
-            slot, entry = next(iter(self._sent.items()))
-            if entry.sequence > sequence:
-                return
+        slot = self._numbers.get(sequence)
+        if slot is not None:
             self._drop(slot)
             self.counters["acknowledged"] += 1
 
@@ -582,12 +584,15 @@ class Outbox:
         first = {} if digest is None else {(None, type(digest.observation)): _Entry(digest)}
         self._waiting = first | waiting
         self._sent = {}
+        self._numbers.clear()
         self._by_time.clear()
 
     def _drop(self, slot: tuple[Key | None, type[Observation]]) -> bool:
         self._by_time.pop(slot, None)
-        dropped = (self._waiting.pop(slot, None), self._sent.pop(slot, None))
-        return dropped != (None, None)
+        waited, sent = self._waiting.pop(slot, None), self._sent.pop(slot, None)
+        if sent is not None:
+            del self._numbers[sent.sequence]
+        return waited is not None or sent is not None
 
 
 def printable(text: str) -> str:

@@ -102,6 +102,12 @@ class Relay:
 
     async def run(self) -> None:
         """Until cancelled."""
+        try:
+            await self._run()
+        finally:
+            self._streams.close()
+
+    async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             self._dialer = Dialer(self._config, self, tasks, self._rng)
             self._streams = Streams(

@@ -47,6 +47,11 @@ def notices(devices: Devices, now: float) -> list[Notice]:
     return list(iter(lambda: devices.next_notice(now), None))
 
 
+def acknowledge_all(devices: Devices, now: float) -> None:
+    for notice in notices(devices, now):
+        devices.acknowledge(notice.sequence)
+
+
 def observations(devices: Devices, now: float) -> list[Observation]:
     return [notice.observation for notice in notices(devices, now)]
 
@@ -113,8 +118,17 @@ def test_a_fresh_session_starts_with_a_digest_and_repeats_the_rest_in_order(
     again = notices(devices, 5.0)
     assert [n.sequence for n in again] == [3, 4, 5]
     assert [n.observation for n in again] == [devices.digest(), LEASE, HELLO]
-    devices.acknowledge(5)
+    for notice in again:
+        devices.acknowledge(notice.sequence)
     assert notices(devices, 1000.0) == []
+
+
+def test_an_acknowledgement_covers_no_notice_before_it(devices: Devices) -> None:
+    devices.observe(LEASE, 0.0)
+    devices.observe(HELLO, 1.0)
+    first, second = notices(devices, 1.0)
+    devices.acknowledge(second.sequence)
+    assert notices(devices, 31.0) == [replace(first, age=31.0)]
 
 
 def test_an_acknowledged_digest_alone_drops_nothing_else(devices: Devices) -> None:
@@ -138,7 +152,7 @@ def test_a_snapshot_repeats_the_table_with_true_ages(devices: Devices) -> None:
     devices.observe(LEASE, 0.0)
     devices.observe(HELLO, 10.0)
     answer(devices, 20.0)
-    devices.acknowledge(notices(devices, 20.0)[-1].sequence)
+    acknowledge_all(devices, 20.0)
     devices.snapshot_wanted(100.0)
     told = [(type(n.observation), n.age) for n in notices(devices, 100.0)]
     assert told == [(Lease, 100.0), (Hello, 90.0), (Presence, 80.0)]
@@ -147,14 +161,14 @@ def test_a_snapshot_repeats_the_table_with_true_ages(devices: Devices) -> None:
 def test_a_snapshot_does_not_repeat_what_is_no_longer_true(devices: Devices) -> None:
     devices.observe(LEASE, 0.0)
     devices.observe(LeaseEnd(MAC, ADDRESS), 5.0)
-    devices.acknowledge(notices(devices, 5.0)[-1].sequence)
+    acknowledge_all(devices, 5.0)
     devices.snapshot_wanted(6.0)
     assert observations(devices, 6.0) == [LeaseEnd(MAC, ADDRESS)]
 
 
 def test_a_digest_that_was_never_acknowledged_is_followed_by_a_snapshot(devices: Devices) -> None:
     devices.observe(LEASE, 0.0)
-    devices.acknowledge(notices(devices, 0.0)[-1].sequence)
+    acknowledge_all(devices, 0.0)
     devices.session_started(1.0)
     assert [type(o) for o in observations(devices, 1.0)] == [Digest]
     devices.session_started(2.0)
@@ -278,7 +292,7 @@ def test_an_answered_device_is_asked_again_every_interval_and_told_each_time(
 def test_the_same_answer_between_intervals_is_not_told_again(devices: Devices) -> None:
     devices.observe(LEASE, 0.0)
     answer(devices, 0.0)
-    devices.acknowledge(notices(devices, 0.0)[-1].sequence)
+    acknowledge_all(devices, 0.0)
     devices.observe(LEASE, 50.0)
     answer(devices, 50.0)
     assert observations(devices, 50.0) == [LEASE]
@@ -287,7 +301,7 @@ def test_the_same_answer_between_intervals_is_not_told_again(devices: Devices) -
 def test_another_answer_is_told_at_once(devices: Devices) -> None:
     devices.observe(LEASE, 0.0)
     answer(devices, 0.0)
-    devices.acknowledge(notices(devices, 0.0)[-1].sequence)
+    acknowledge_all(devices, 0.0)
     devices.observe(HELLO, 50.0)
     answer(devices, 50.0)
     assert replace(PONG, uuid=PC_UUID) in observations(devices, 50.0)
@@ -404,9 +418,11 @@ def test_a_flood_never_pushes_out_a_hello_that_the_msp_has_not_got(devices: Devi
     for number in range(100):
         mac, address = numbered(number)
         devices.observe(replace(HELLO, mac=mac, address=address, uuid=UUID(int=number + 1)), 1.0)
-    assert HELLO in observations(devices, 1.0)
+    told = notices(devices, 1.0)
+    assert HELLO in [notice.observation for notice in told]
     assert (len(devices), devices.counters["refused_full"]) == (16, 85)
-    devices.acknowledge(1000)
+    for notice in told:
+        devices.acknowledge(notice.sequence)
     devices.observe(Lease(*numbered(5000), 60), 2.0)
     assert devices.counters["evicted"] == 1
 
@@ -457,6 +473,7 @@ def test_the_next_timeout_is_the_earlier_of_probe_and_repetition(devices: Device
     answer(devices, 0.0)
     notices(devices, 0.0)
     assert devices.next_timeout() == 30.0
+    devices.acknowledge(1)
     devices.acknowledge(2)
     assert devices.next_timeout() == 300.0
 
@@ -561,8 +578,8 @@ class DevicesMachine(RuleBasedStateMachine):
             for n in rest
         ]
         assert len(slots) == len(set(slots))
-        if rest:
-            self.devices.acknowledge(rest[-1].sequence)
+        for notice in rest:
+            self.devices.acknowledge(notice.sequence)
         assert self.devices.status()["unacknowledged"] == 0
         assert notices(self.devices, self.now + 10_000) == []
         self.devices.listing(self.now)

@@ -12,6 +12,7 @@ from ipaddress import IPv4Address
 from typing import assert_never
 from uuid import UUID
 
+from gwmodule.amt.hold import ToolHold
 from gwmodule.config import LivenessConfig, MuxConfig
 from gwmodule.errors import (
     ChannelReset,
@@ -64,10 +65,13 @@ MAX_RESULT = 8 * 1024 * 1024
 class Stream:
     """One raw channel to a port of a device; chunks come out as they came in."""
 
-    def __init__(self, session: Session, channel: int, priority: Priority) -> None:
+    def __init__(
+        self, session: Session, channel: int, priority: Priority, hold: ToolHold | None
+    ) -> None:
         self._session = session
         self._channel = channel
         self._priority = priority
+        self._hold = hold
         self._incoming: deque[bytes] = deque()
         self._eof = False
         self._ended: ChannelReset | None = None
@@ -92,15 +96,36 @@ class Stream:
             if self._eof:
                 return b""
             self._readable.clear()
-            await self._readable.wait()
+            if self._hold is None:
+                await self._readable.wait()
+            elif heartbeat := await self._wait_held(self._hold):
+                return heartbeat
         data = self._incoming.popleft()
         self._session.consumed(self._channel, len(data))
+        if self._hold is not None:
+            self._hold.from_device(data, self._now())
         return data
+
+    async def _wait_held(self, hold: ToolHold) -> bytes:
+        """Until there is something to read, or a heartbeat for the tool is due."""
+        try:
+            async with asyncio.timeout_at(hold.next_timeout()):
+                await self._readable.wait()
+        except TimeoutError:
+            return hold.handle_timeout(self._now())
+        return b""
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
     def write(self, data: bytes) -> None:
         """Queue one chunk; `drain` before the next. ChannelReset when the stream broke."""
         if self._ended is not None:
             raise self._ended
+        if self._hold is not None:
+            self._hold.to_device(data, self._now())
+            # A reader waits by the timeouts of before.
+            self._readable.set()
         self._session.mux.send(self._channel, data)
         self._session.flush_soon()
 
@@ -366,7 +391,8 @@ class Session:
             channel = self.mux.open(target, priority)
         except ChannelStateError as exc:
             raise ChannelReset(Code.LIMIT, str(exc)) from exc
-        stream = self._streams[channel] = Stream(self, channel, priority)
+        hold = ToolHold() if target.hold else None
+        stream = self._streams[channel] = Stream(self, channel, priority, hold)
         self.flush_soon()
         try:
             await stream.opened()

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address
 from typing import Protocol
 
+from gwmodule.amt.hold import DeviceHold
 from gwmodule.errors import Code, DeviceUnreachable, PolicyRefused
 from gwmodule.telemetry import Counters, EventLog
 from gwmodule.wire.messages import StreamTarget
@@ -22,6 +23,7 @@ from gwmodule.wire.notices import format_mac
 
 # One read: a whole frame's payload, and so one frame for what the device sent at once.
 _READ = 16384
+REDIRECTION_TCP = 16994
 
 DialDevice = Callable[[IPv4Address, int, bytes], Awaitable[socket.socket]]
 
@@ -130,6 +132,11 @@ class Streams:
             stream.reset(Code.POWER_ACTION, reason)
         return len(mine)
 
+    def close(self) -> None:
+        """The relay stops: the devices see it at once."""
+        for stream in list(self._streams.values()):
+            stream.close("the gateway stops")
+
     def is_open(self, session: Session, channel: int, address: IPv4Address) -> bool:
         """Whether this channel is a stream to this device: `boot.once` with SOL asks."""
         stream = self._streams.get((session, channel))
@@ -139,6 +146,7 @@ class Streams:
         del self._streams[stream.session, stream.channel]
         self._counters["bytes_to_devices"] += stream.bytes_to_device
         self._counters["bytes_from_devices"] += stream.bytes_from_device
+        self._counters["held_heartbeats"] += stream.held_heartbeats
         self._log.info(
             "stream_closed",
             channel=stream.channel,
@@ -166,7 +174,8 @@ class _Stream:
         self._sock = sock
         self.target = target
         self._on_closed = on_closed
-        self._to_device: deque[bytes] = deque()
+        # With each chunk, whether it came over the channel and its credit has to go back.
+        self._to_device: deque[tuple[bytes, bool]] = deque()
         self._eof_to_device = False
         self._eof_from_device = False
         self._shut_down = False
@@ -175,6 +184,10 @@ class _Stream:
         self.bytes_to_device = 0
         self.bytes_from_device = 0
         self._reading = False
+        # On 16995 everything is TLS, and nobody can put a heartbeat into that.
+        holds = target.hold and target.port == REDIRECTION_TCP
+        self._hold = DeviceHold() if holds else None
+        self._hold_timer: asyncio.TimerHandle | None = None
         self.resume_reading()
 
     # ---- device to MSP ------------------------------------------------------------------------
@@ -204,6 +217,9 @@ class _Stream:
         if data:
             self.bytes_from_device += len(data)
             mux.send(self.channel, data)
+            if self._hold is not None:
+                self._hold.from_device(data, self._loop.time())
+                self._arm_hold()
         else:
             self._eof_from_device = True
             self._pause_reading()
@@ -214,7 +230,9 @@ class _Stream:
     # ---- MSP to device ------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        self._to_device.append(data)
+        if self._hold is not None:
+            self._hold.to_device(data, self._loop.time())
+        self._to_device.append((data, True))
         if not self._writing:
             self._write()
 
@@ -225,7 +243,7 @@ class _Stream:
 
     def _write(self) -> None:
         while self._to_device:
-            chunk = self._to_device[0]
+            chunk, credited = self._to_device[0]
             try:
                 sent = self._sock.send(chunk)
             except (BlockingIOError, InterruptedError):
@@ -235,11 +253,12 @@ class _Stream:
                 self.reset(Code.CONNECTION_LOST, f"the device's connection broke: {exc.strerror}")
                 return
             self.bytes_to_device += sent
-            self.session.mux.consume(self.channel, sent, self._loop.time())
+            if credited:
+                self.session.mux.consume(self.channel, sent, self._loop.time())
             if sent == len(chunk):
                 self._to_device.popleft()
             else:
-                self._to_device[0] = chunk[sent:]
+                self._to_device[0] = (chunk[sent:], credited)
         self._watch_writable(False)
         self.session.flush_soon()
         if self._eof_to_device and not self._shut_down:
@@ -255,6 +274,28 @@ class _Stream:
         elif self._writing and not wanted:
             self._loop.remove_writer(self._sock.fileno())
         self._writing = wanted
+
+    # ---- hold ---------------------------------------------------------------------------------
+
+    def _arm_hold(self) -> None:
+        due = None if self._hold is None else self._hold.next_timeout()
+        if due is not None and self._hold_timer is None:
+            self._hold_timer = self._loop.call_at(due, self._on_hold)
+
+    def _on_hold(self) -> None:
+        self._hold_timer = None
+        if self._closed or self._hold is None:
+            return
+        heartbeat = self._hold.handle_timeout(self._loop.time())
+        if heartbeat and not self._eof_to_device:
+            self._to_device.append((heartbeat, False))
+            if not self._writing:
+                self._write()
+        self._arm_hold()
+
+    @property
+    def held_heartbeats(self) -> int:
+        return 0 if self._hold is None else self._hold.heartbeats
 
     # ---- the end ------------------------------------------------------------------------------
 
@@ -273,6 +314,8 @@ class _Stream:
         self._closed = True
         self._pause_reading()
         self._watch_writable(False)
+        if self._hold_timer is not None:
+            self._hold_timer.cancel()
         self._sock.close()
         self._to_device.clear()
         self._on_closed(self, reason)

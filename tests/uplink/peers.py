@@ -14,7 +14,7 @@ from gwmodule.config import BackoffConfig, Config, LivenessConfig, MspPeerConfig
 from gwmodule.msp.listener import GatewayListener, ListenerConfig
 from gwmodule.msp.pki import Authority
 from gwmodule.msp.session import Sessions
-from gwmodule.uplink.dialer import Dialer, GatewaySession
+from gwmodule.uplink.dialer import Dialer, GatewaySession, SessionHandler
 from gwmodule.wire.events import Event
 from gwmodule.wire.notices import Observation
 
@@ -133,10 +133,16 @@ class Peers:
 
     def start_gateway(self, config: Config) -> tuple[Dialer, Recorder, asyncio.Task[None]]:
         recorder = Recorder()
-        dialer = Dialer(config, recorder, self.group, random.Random(7))
+        dialer, task = self.start_dialer(config, recorder)
+        return dialer, recorder, task
+
+    def start_dialer(
+        self, config: Config, handler: SessionHandler
+    ) -> tuple[Dialer, asyncio.Task[None]]:
+        dialer = Dialer(config, handler, self.group, random.Random(7))
         task = self.group.create_task(dialer.run())
         self.running.append(task)
-        return dialer, recorder, task
+        return dialer, task
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from gwmodule.amt.redirection import (
+    MessageType,
+    SolSettings,
+    build_sol_plain,
+    build_start_sol,
+)
+from gwmodule.errors import ChannelReset, Code, DeviceUnreachable, PolicyRefused
+from gwmodule.msp.session import Session
+from gwmodule.relay.streams import Streams
+from gwmodule.telemetry import Counters
+from gwmodule.uplink.dialer import GatewaySession
+from gwmodule.wire.events import (
+    ChannelEnded,
+    ChannelOpened,
+    ChannelWritable,
+    DataReceived,
+    EofReceived,
+    Event,
+)
+from gwmodule.wire.frames import Priority
+from gwmodule.wire.messages import StreamTarget
+from tests.uplink.peers import Peers, peers, until
+
+ADDRESS = IPv4Address("192.0.2.7")
+TARGET = StreamTarget(ADDRESS, 16994, b"\x02\0\0\0\0\x07")
+
+
+@dataclass
+class Device:
+    """The far end of each dialled socket, handled by the test."""
+
+    connections: list[socket.socket] = field(default_factory=list)
+    error: Exception | None = None
+    delay: float = 0.0
+
+    async def dial(self, address: IPv4Address, port: int, mac: bytes) -> socket.socket:
+        await asyncio.sleep(self.delay)
+        if self.error is not None:
+            raise self.error
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        self.connections.append(theirs)
+        return ours
+
+    async def read(self, size: int = 65536) -> bytes:
+        return await asyncio.get_running_loop().sock_recv(self.connections[-1], size)
+
+    async def write(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.connections[-1], data)
+
+
+class Gateway:
+    """A SessionHandler that has nothing but streams."""
+
+    def __init__(self, device: Device, tasks: asyncio.TaskGroup, limit: int) -> None:
+        self.counters = Counters()
+        self.streams = Streams(device.dial, tasks, limit, self.counters)
+        self.up = 0
+
+    def session_up(self, session: GatewaySession, fresh: bool) -> None:
+        self.up += 1
+
+    def session_event(self, session: GatewaySession, event: Event) -> None:
+        match event:
+            case DataReceived(channel, data):
+                self.streams.data_received(session, channel, data)
+            case ChannelOpened(channel, _, target):
+                assert isinstance(target, StreamTarget)
+                self.streams.opened(session, channel, target)
+            case ChannelWritable(channel):
+                self.streams.writable(session, channel)
+            case EofReceived(channel):
+                self.streams.eof_received(session, channel)
+            case ChannelEnded(channel, _, reason):
+                self.streams.ended(session, channel, reason)
+            case _:
+                pass
+
+
+@contextlib.asynccontextmanager
+async def chain(
+    directory: Path, device: Device, limit: int = 8
+) -> AsyncIterator[tuple[Peers, Gateway, Session]]:
+    """MSP session <- TLS link -> gateway with streams to `device`."""
+    async with peers(directory) as msp:
+        gateway = Gateway(device, msp.group, limit)
+        msp.start_dialer(msp.config(), gateway)
+        await until(lambda: gateway.up)
+        session = msp.sessions.locate("gw-1")
+        assert session is not None
+        try:
+            yield msp, gateway, session
+        finally:
+            gateway.streams.close()
+            for connection in device.connections:
+                connection.close()
+
+
+async def test_chunks_pass_unchanged_and_unmerged(tmp_path: Path) -> None:
+    device = Device()
+    async with chain(tmp_path, device) as (_, _, session):
+        stream = await session.open_stream(TARGET, Priority.INTERACTIVE)
+        stream.write(b"\x10\0\0\0SOL ")
+        assert await device.read() == b"\x10\0\0\0SOL "
+        for chunk in (b"\x21" + bytes(22), b"\x29" + bytes(9), b"login: "):
+            await device.write(chunk)
+            assert await stream.read() == chunk
+        stream.reset(Code.CANCELLED, "done")
+        assert await device.read() == b""
+
+
+async def test_half_close_travels_both_ways(tmp_path: Path) -> None:
+    device = Device()
+    async with chain(tmp_path, device) as (_, gateway, session):
+        stream = await session.open_stream(TARGET, Priority.BULK)
+        stream.write(b"request")
+        stream.write_eof()
+        assert await device.read() == b"request"
+        assert await device.read() == b""
+        await device.write(b"answer")
+        device.connections[-1].shutdown(socket.SHUT_WR)
+        assert await stream.read() == b"answer"
+        assert await stream.read() == b""
+        await until(lambda: len(gateway.streams) == 0)
+
+
+async def test_a_refusal_carries_its_reason(tmp_path: Path) -> None:
+    device = Device(error=PolicyRefused("port", "port 22 is not one of 16992-16995"))
+    async with chain(tmp_path, device) as (_, gateway, session):
+        with pytest.raises(ChannelReset, match="port 22") as caught:
+            await session.open_stream(TARGET, Priority.BULK)
+        assert caught.value.code is Code.REFUSED_POLICY
+        assert gateway.counters["streams_refused_refused_policy"] == 1
+
+
+async def test_an_unreachable_device_is_told_apart_from_a_forbidden_one(tmp_path: Path) -> None:
+    device = Device(error=DeviceUnreachable("192.0.2.7 port 16994: No route to host"))
+    async with chain(tmp_path, device) as (_, _, session):
+        with pytest.raises(ChannelReset, match="No route") as caught:
+            await session.open_stream(TARGET, Priority.BULK)
+        assert caught.value.code is Code.UNREACHABLE
+
+
+async def test_streams_are_limited(tmp_path: Path) -> None:
+    device = Device()
+    async with chain(tmp_path, device, limit=1) as (_, _, session):
+        first = await session.open_stream(TARGET, Priority.BULK)
+        with pytest.raises(ChannelReset, match="1 streams are open"):
+            await session.open_stream(TARGET, Priority.BULK)
+        first.write(b"the first lives on")
+        assert await device.read() == b"the first lives on"
+
+
+async def test_a_broken_device_resets_its_stream_alone(tmp_path: Path) -> None:
+    device = Device()
+    async with chain(tmp_path, device) as (_, _, session):
+        doomed = await session.open_stream(TARGET, Priority.BULK)
+        other = await session.open_stream(TARGET, Priority.BULK)
+        # Closing over unread data is a reset on a unix socket pair.
+        doomed.write(b"never read")
+        await until(lambda: select.select([device.connections[0]], [], [], 0)[0])
+        device.connections[0].close()
+        with pytest.raises(ChannelReset) as caught:
+            await doomed.read()
+        assert caught.value.code is Code.CONNECTION_LOST
+        other.write(b"x")
+        assert await device.read() == b"x"
+
+
+async def test_a_reader_that_stops_stops_the_device_and_nobody_else(tmp_path: Path) -> None:
+    device = Device()
+    async with chain(tmp_path, device) as (_, _, session):
+        slow = await session.open_stream(TARGET, Priority.BULK)
+        flood = device.connections[0]
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                while True:
+                    await asyncio.get_running_loop().sock_sendall(flood, bytes(65536))
+                    sent += 65536
+        # A window, a send queue, and what the kernel holds: far from endless.
+        assert sent < 4 * 1024 * 1024
+        quick = await session.open_stream(TARGET, Priority.INTERACTIVE)
+        await device.write(b"$ ")
+        assert await quick.read() == b"$ "
+        received = 0
+        while received < sent:
+            received += len(await slow.read())
+
+
+async def test_the_msp_may_lose_interest_while_the_gateway_still_dials(tmp_path: Path) -> None:
+    device = Device(delay=0.2)
+    async with chain(tmp_path, device) as (_, gateway, session):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await session.open_stream(TARGET, Priority.BULK)
+        await asyncio.sleep(0.4)
+        assert device.connections == []
+        assert len(gateway.streams) == 0
+
+
+async def test_a_power_action_closes_the_streams_of_that_device(tmp_path: Path) -> None:
+    device = Device()
+    async with chain(tmp_path, device) as (_, gateway, session):
+        stream = await session.open_stream(TARGET, Priority.INTERACTIVE)
+        assert gateway.streams.release_device(IPv4Address("192.0.2.8"), "x") == 0
+        assert gateway.streams.release_device(ADDRESS, "power action by tech1") == 1
+        with pytest.raises(ChannelReset, match="power action by tech1") as caught:
+            await stream.read()
+        assert caught.value.code is Code.POWER_ACTION
+        assert await device.read() == b""
+
+
+async def test_the_gateway_answers_a_heartbeat_that_the_console_cannot(tmp_path: Path) -> None:
+    settings = SolSettings(host_session_rx_timeout_ms=600, heartbeat_interval_ms=300)
+    heartbeat = build_sol_plain(MessageType.SOL_HEARTBEAT, 3)
+    device = Device()
+    target = StreamTarget(ADDRESS, 16994, TARGET.mac, hold=True)
+    async with chain(tmp_path, device) as (_, gateway, session):
+        stream = await session.open_stream(target, Priority.INTERACTIVE)
+        stream.write(b"\x10\0\0\0SOL ")
+        assert await device.read() == b"\x10\0\0\0SOL "
+        await device.write(bytes.fromhex("11000000010000000000000000"))
+        await stream.read()
+        start = build_start_sol(settings, 0)
+        stream.write(start)
+        assert await device.read() == start
+        await device.write(b"\x21" + bytes(22))
+        await device.write(heartbeat)
+        assert await device.read() == build_sol_plain(MessageType.SOL_HEARTBEAT, 0)
+        # The tool's side stays patient by itself, too.
+        assert await stream.read() == b"\x21" + bytes(22) + heartbeat
+        assert await stream.read() == build_sol_plain(MessageType.SOL_HEARTBEAT, 0)
+        stream.reset(Code.CANCELLED, "done")
+        await until(lambda: gateway.counters["held_heartbeats"] == 1)
