@@ -471,6 +471,8 @@ class SolClient:
     CLOSE_TIMEOUT = 2.0
     # Our keepalives per host_session_rx_timeout: three may be late before the device gives up.
     KEEPALIVES = 4
+    # To a device that never gives up (timeout 0), for the sake of the NATs on the way.
+    IDLE_KEEPALIVE = 20.0
 
     def __init__(
         self,
@@ -595,7 +597,8 @@ class SolClient:
 
     @property
     def _keepalive_interval(self) -> float:
-        return self._settings.host_session_rx_timeout_ms / 1000 / self.KEEPALIVES
+        patience = self._settings.host_session_rx_timeout_ms / 1000
+        return patience / self.KEEPALIVES or self.IDLE_KEEPALIVE
 
     def _on_message(self, message: bytes) -> None:
         handler = self._HANDLERS[self._state].get(message[0])
@@ -678,8 +681,7 @@ class SolClient:
         self._state = _State.OPEN
         self._events.append(SolOpened(self._method))
         self._patience_until = self._now + self._silence if self._silence else None
-        # A device that never gives up (0) still hears from us, now and then, for the NATs' sake.
-        self._keepalive_at = self._now + (self._keepalive_interval or self.CLOSE_TIMEOUT * 10)
+        self._keepalive_at = self._now + self._keepalive_interval
 
     def _on_data(self, message: bytes) -> None:
         if data := parse(SOL_DATA, message).data:

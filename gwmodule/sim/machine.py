@@ -306,7 +306,7 @@ class Machine:
                 self._halt(PowerState.SLEEP)
             case PowerRequest.HIBERNATE:
                 self._halt(PowerState.HIBERNATE)
-            case PowerRequest.NMI:
+            case _:  # NMI
                 self._say("\r\nNMI received\r\n")
 
     def _halt(self, power: PowerState) -> None:

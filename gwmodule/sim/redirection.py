@@ -192,14 +192,9 @@ class RedirectionServer:
 
     @property
     def _methods(self) -> tuple[int, ...]:
-        digests = self._machine.profile.digest_methods
-        match self._login:
-            case Login.DIGEST:
-                return digests
-            case Login.PLAIN:
-                return (LoginMethod.CLEAR_TEXT,)
-            case Login.BOTH:
-                return (LoginMethod.CLEAR_TEXT, *digests)
+        plain = () if self._login is Login.DIGEST else (LoginMethod.CLEAR_TEXT,)
+        digests = () if self._login is Login.PLAIN else self._machine.profile.digest_methods
+        return (*plain, *digests)
 
     def _on_message(self, message: bytes, now: float) -> None:
         kind = message[0]

@@ -384,6 +384,11 @@ def test_a_client_that_waits_for_ever_still_keeps_alive() -> None:
     sol = client(settings=forever, silence_timeout=0)
     feed(sol, STARTED, METHODS, CHALLENGE, ACCEPTED, SOL_STARTED)
     assert sol.next_timeout() == 20.0
+    sol.handle_timeout(19.9)
+    assert sent(sol) == b""
+    sol.handle_timeout(20.0)
+    assert sent(sol)[0] == MessageType.SOL_HEARTBEAT
+    assert sol.next_timeout() == 40.0
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,9 @@ def test_one_session_of_a_kind_at_a_time() -> None:
     assert not pc.open_session(SessionKind.SOL)
     assert pc.open_session(SessionKind.IDER)
     assert pc.sessions == {SessionKind.SOL, SessionKind.IDER}
+    pc.close_session(SessionKind.IDER)
+    assert pc.sessions == {SessionKind.SOL}
+    assert said(pc) == "\r\npc login: "
 
 
 def test_somebody_provisions_it_once() -> None:

@@ -136,6 +136,14 @@ def test_a_power_value_that_is_none_is_an_invalid_parameter(
     assert reply.read("Body", "RequestPowerStateChange_OUTPUT", "ReturnValue") == "5"
 
 
+def test_a_method_is_called_on_the_instance_that_the_selectors_name(server: WsmanServer) -> None:
+    name = "AMT_SetupAndConfigurationService"
+    body = f'<h:GetUuid_INPUT xmlns:h="{class_uri(name)}"/>'
+    answer(server, envelope(name, "GetUuid", body, {"SystemName": "Intel(r) AMT"}))
+    wrong = envelope(name, "GetUuid", body, {"SystemName": "another"})
+    assert fault(server, wrong) == "c:InvalidSelectors"
+
+
 def test_the_settings_name_realm_and_port(server: WsmanServer, pc: Machine) -> None:
     assert instance(server, "AMT_GeneralSettings").read("DigestRealm") == pc.realm
     port = instance(server, "AMT_EthernetPortSettings")
@@ -190,6 +198,7 @@ def test_a_long_enumeration_is_pulled_in_pieces(server: WsmanServer, count: str)
 
 def fault(server: WsmanServer, request: bytes) -> str:
     reply = answer(server, request, status=400)
+    assert reply.find("Body", "Nonsense", "Value") is None
     assert reply.read("Header", "Action").endswith("/addressing/fault")
     assert reply.read("Body", "Fault", "Reason", "Text")
     return reply.read("Body", "Fault", "Code", "Subcode", "Value")
