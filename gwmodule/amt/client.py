@@ -209,6 +209,8 @@ class WsmanClient:
     async def _exchange(self, step: str, envelope: bytes, *, reads: bool = False) -> Answer:
         try:
             async with asyncio.timeout_at(self._deadline - _DEADLINE_MARGIN), self._turn:
+                # A timeout that has passed fires at the first pause only, and that is too late.
+                await asyncio.sleep(0)
                 answer = await self._log_in(envelope, reads=reads)
             _check_type(answer)
             return wsman.parse_answer(answer.body)
