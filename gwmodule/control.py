@@ -76,10 +76,11 @@ class ControlServer:
             return {"ok": False, "error": "the request is no JSON line"}
         except asyncio.LimitOverrunError:
             return {"ok": False, "error": f"request over {MAX_REQUEST} bytes"}
-        if not isinstance(request, dict) or request.get("verb") not in self._verbs:
+        verb = request.pop("verb", None) if isinstance(request, dict) else None
+        if not isinstance(verb, str) or verb not in self._verbs:
             return {"ok": False, "error": f"unknown verb; known: {', '.join(sorted(self._verbs))}"}
         try:
-            return {"ok": True, "result": await self._verbs[request.pop("verb")](request)}
+            return {"ok": True, "result": await self._verbs[verb](request)}
         except GatewayError as exc:
             return {"ok": False, "error": str(exc)}
         except Exception:
