@@ -17,7 +17,6 @@ from __future__ import annotations
 import enum
 import random
 from collections import deque
-from typing import assert_never
 
 from gwmodule.config import LivenessConfig, MuxConfig
 from gwmodule.errors import (
@@ -544,10 +543,8 @@ class Mux:
                     self._events.append(ChannelAccepted(channel.number))
             case FrameType.REFUSE:
                 self._on_end(channel, frame, Input.REFUSE_RECEIVED)
-            case FrameType.RESET:
+            case _:  # RESET is the only one left.
                 self._on_end(channel, frame, Input.RESET_RECEIVED)
-            case _:
-                assert_never(frame.type)  # type: ignore[arg-type]  # the rest is handled above
 
     def _on_message(self, frame: Frame) -> None:
         if frame.channel != CONTROL_CHANNEL:

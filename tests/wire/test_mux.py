@@ -826,3 +826,161 @@ def test_a_goaway_is_passed_on(pair: Pair) -> None:
     pair.msp.go_away(goaway)
     pair.deliver()
     assert events(pair.gateway) == [PeerGoingAway(goaway)]
+
+
+# ---- bad peers --------------------------------------------------------------------------------
+
+
+def frame(frame_type: FrameType, channel: int, payload: bytes = b"") -> bytes:
+    return codec.build_frame(frame_type, channel, payload)
+
+
+RESET_PAYLOAD = codec.build_end(FrameType.RESET, Code.CANCELLED, "enough")
+OPEN_PAYLOAD = codec.build_open(INTERACTIVE, 1000, TARGET)
+CANCEL = codec.build_message(Cancel(1))
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "message"),
+    [
+        (bytes.fromhex("1300000200004001"), Code.FRAME_SIZE, "payload of 16385 bytes"),
+        (bytes.fromhex("13000002ffffffff"), Code.FRAME_SIZE, "payload of 4294967295 bytes"),
+        (bytes.fromhex("ff00000000000000"), Code.FRAME_LAYOUT, "type 0xff with flags 0x00"),
+        (bytes.fromhex("1301000200000000"), Code.FRAME_LAYOUT, "type 0x13 with flags 0x01"),
+        (frame(FrameType.GREETING, 0), Code.FRAME_LAYOUT, "second GREETING on a link"),
+        (frame(FrameType.WELCOME, 0), Code.FRAME_LAYOUT, "second WELCOME on a link"),
+        (frame(FrameType.ACK, 3, bytes(8)), Code.CHANNEL_STATE, "ACK on channel 3"),
+        (codec.build_ack(2), Code.PROTOCOL_ERROR, "acknowledges 2 frames, 1 were sent"),
+        (codec.build_credit(2, 0, 2**64 - 1), Code.PROTOCOL_ERROR, "acknowledges 1844674407370955"),
+        (codec.build_pong(7, 0), Code.PROTOCOL_ERROR, "PONG 7 answers no PING"),
+        (codec.build_ping(1, 0, 0.0), Code.FRAME_LAYOUT, "PING from the MSP"),
+        (frame(FrameType.OPEN, 0, OPEN_PAYLOAD), Code.CHANNEL_STATE, "OPEN on channel 0"),
+        (frame(FrameType.OPEN, 3, OPEN_PAYLOAD), Code.CHANNEL_STATE, "not the peer's to open"),
+        (frame(FrameType.OPEN, 2, OPEN_PAYLOAD), Code.CHANNEL_STATE, "not the peer's to open"),
+        (frame(FrameType.DATA, 0, b"x"), Code.CHANNEL_STATE, "DATA on channel 0"),
+        (frame(FrameType.DATA, 4, b"x"), Code.CHANNEL_STATE, "DATA on channel 4, never opened"),
+        (frame(FrameType.EOF, 5), Code.CHANNEL_STATE, "EOF on channel 5, never opened"),
+        (frame(FrameType.ACCEPT, 6), Code.CHANNEL_STATE, "ACCEPT on channel 6, never opened"),
+        (frame(FrameType.REFUSE, 6), Code.CHANNEL_STATE, "REFUSE on channel 6, never opened"),
+        (frame(FrameType.RESET, 6, b"x"), Code.FRAME_LAYOUT, "RESET of 1 bytes"),
+        (frame(FrameType.DATA, 2), Code.FRAME_LAYOUT, "DATA of 0 bytes"),
+        (frame(FrameType.EOF, 2, b"x"), Code.FRAME_LAYOUT, "EOF of 1 bytes"),
+        (frame(FrameType.ACCEPT, 2, bytes(4)), Code.CHANNEL_STATE, "which is OPEN"),
+        (frame(FrameType.CANCEL, 2, bytes(4)), Code.CHANNEL_STATE, "CANCEL on channel 2"),
+        (frame(FrameType.CANCEL, 0, bytes(3)), Code.FRAME_LAYOUT, "CANCEL of 3 bytes"),
+    ],
+)
+def test_a_bad_frame_ends_the_link_with_its_code(data: bytes, code: Code, message: str) -> None:
+    pair = Pair()
+    pair.open()
+    with pytest.raises(RemoteProtocolError, match=message) as info:
+        pair.gateway.receive_data(data, 0.0)
+    assert info.value.code is code
+
+
+def test_frames_behind_a_refusal_or_both_eofs_are_errors() -> None:
+    for ended_by_refusal in (False, True):
+        pair = Pair()
+        number = pair.msp.open(TARGET, INTERACTIVE) if ended_by_refusal else pair.open()
+        pair.deliver()
+        if ended_by_refusal:
+            pair.gateway.refuse(number, Code.UNREACHABLE, "off")
+        else:
+            pair.gateway.send_eof(number)
+            pair.msp.send_eof(number)
+        pair.deliver()
+        with pytest.raises(ChannelStateError, match="DATA on channel 2, never opened"):
+            pair.gateway.receive_data(frame(FrameType.DATA, number, b"late"), 0.0)
+
+
+def test_credit_for_a_channel_that_is_not_there_means_nothing(pair: Pair) -> None:
+    pair.deliver()
+    pair.gateway.receive_data(codec.build_credit(40000, 2**64 - 1, 0), 0.0)
+    assert pair.gateway.channels == 0
+    assert pair.gateway.data_to_send(EVERYTHING) == b""
+
+
+def test_data_beyond_the_credit_is_an_error_with_the_numbers() -> None:
+    pair = Pair(SMALL)
+    number = pair.open()
+    pair.gateway.receive_data(frame(FrameType.DATA, number, bytes(16384)), 0.0)
+    with pytest.raises(RemoteProtocolError, match="1 bytes behind 16384, but the limit") as info:
+        pair.gateway.receive_data(frame(FrameType.DATA, number, b"x"), 0.0)
+    assert info.value.code is Code.FLOW_CONTROL
+
+
+def test_a_channel_that_is_being_reset_has_no_more_credit_than_before() -> None:
+    pair = Pair(SMALL)
+    number = pair.open()
+    pair.gateway.reset(number, Code.CANCELLED, "enough")
+    pair.gateway.receive_data(frame(FrameType.DATA, number, bytes(16384)), 0.0)
+    assert events(pair.gateway) == []
+    with pytest.raises(RemoteProtocolError, match="the limit is 16384"):
+        pair.gateway.receive_data(frame(FrameType.DATA, number, b"x"), 0.0)
+
+
+def test_messages_beyond_the_control_credit_are_an_error() -> None:
+    pair = Pair(SMALL)
+    with pytest.raises(RemoteProtocolError, match="the limit is 65536") as info:
+        pair.gateway.receive_data(CANCEL * (16 * 1024 + 1), 0.0)
+    assert info.value.code is Code.FLOW_CONTROL
+    assert len(events(pair.gateway)) == 16 * 1024
+
+
+def test_a_flood_of_opens_is_refused_and_then_ended() -> None:
+    pair = Pair(SMALL)
+    opens = [frame(FrameType.OPEN, number, OPEN_PAYLOAD) for number in range(2, 4000, 2)]
+    with pytest.raises(RemoteProtocolError, match="1024 answers wait") as info:
+        pair.gateway.receive_data(b"".join(opens), 0.0)
+    assert info.value.code is Code.PROTOCOL_ERROR
+    assert pair.gateway.channels == 4
+    assert len(events(pair.gateway)) == 4
+
+
+def test_a_flood_of_opens_whose_refusals_are_read_goes_on_for_ever(pair: Pair) -> None:
+    for number in range(2, 5000, 2):
+        pair.gateway.receive_data(frame(FrameType.OPEN, number, OPEN_PAYLOAD), 0.0)
+        answered = len(frames(pair.gateway.data_to_send(EVERYTHING)))
+        pair.gateway.receive_data(codec.build_ack(max(0, number // 2 - 128)), 0.0)
+    assert answered == 1
+    assert pair.gateway.channels == pair.config.max_channels
+    assert pair.gateway.unacknowledged == 0
+
+
+def test_a_flood_of_opens_and_resets_is_ended(pair: Pair) -> None:
+    both = frame(FrameType.OPEN, 2, OPEN_PAYLOAD) + frame(FrameType.RESET, 2, RESET_PAYLOAD)
+    with pytest.raises(RemoteProtocolError, match="1024 answers wait"):
+        pair.gateway.receive_data(both * 2000, 0.0)
+    assert len(events(pair.gateway)) <= 2 * 1024 + 2
+
+
+def test_a_flood_of_pings_gets_one_answer(pair: Pair) -> None:
+    pair.deliver()
+    pair.msp.receive_data(codec.build_ping(1, 0, 0.0) * 1000 + codec.build_ping(9, 0, 0.0), 0.0)
+    assert pair.msp.data_to_send(EVERYTHING) == codec.build_pong(9, 0)
+
+
+def test_a_pong_answers_once(pair: Pair) -> None:
+    pair.deliver()
+    pair.gateway.handle_timeout(4.0)
+    pair.msp.receive_data(pair.gateway.data_to_send(EVERYTHING), 4.0)
+    pong = pair.msp.data_to_send(EVERYTHING)
+    pair.gateway.receive_data(pong, 4.0)
+    with pytest.raises(RemoteProtocolError, match="PONG 1 answers no PING"):
+        pair.gateway.receive_data(pong, 4.0)
+
+
+def test_an_eof_crossing_our_reset_and_eof_ends_the_channel_quietly(pair: Pair) -> None:
+    number = pair.open()
+    pair.gateway.send(number, b"unread")
+    pair.deliver()
+    pair.msp.send_eof(number)
+    down = pair.msp.data_to_send(EVERYTHING)
+    pair.msp.reset(number, Code.CANCELLED, "enough")
+    events(pair.msp)
+    pair.gateway.receive_data(down, 0.0)
+    pair.gateway.send_eof(number)
+    pair.msp.receive_data(pair.gateway.data_to_send(EVERYTHING), 0.0)
+    assert pair.msp.channels == pair.gateway.channels == 0
+    pair.deliver()
+    assert events(pair.msp) == []
