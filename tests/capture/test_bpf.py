@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -131,8 +132,10 @@ def test_a_program_that_cannot_be_assembled_says_why(
 _ON_A_VETH = """
 import json, socket, subprocess, sys, time
 from gwmodule.capture.sniffer import Sniffer
+from tests.capture.carrier import wait_for_carrier
 subprocess.run("ip link add lan type veth peer name pc && ip link set lan up && ip link set pc up",
                shell=True, check=True)
+wait_for_carrier("lan", "pc")
 sniffer = Sniffer("lan")
 pc = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
 pc.bind(("pc", 0))
@@ -160,6 +163,7 @@ def test_the_kernel_agrees_with_the_interpreter() -> None:
         capture_output=True,
         text=True,
         check=True,
+        cwd=Path(__file__).parents[2],
     )
     received = [(bytes.fromhex(data), vlan) for data, vlan in json.loads(answer.stdout)]
     untagged = [(frame, None) for name, frame in PASSING.items() if "tag" not in name]

@@ -250,7 +250,8 @@ def test_a_longer_piece_replaces_a_shorter_one_at_the_same_place() -> None:
 def test_segments_far_ahead_take_no_more_room_than_a_hello() -> None:
     syn, start = segment(sequence=999, flags=SYN), segment(HELLO_A)
     ahead = [segment(bytes(500 + 7 * n), sequence=1100 + 40 * n) for n in range(100)]
-    assert receive(syn, *ahead, start) == [SEEN]
+    beyond = segment(b"x", sequence=1001 + MAX_HELLO)
+    assert receive(syn, *ahead, beyond, start) == [SEEN]
 
 
 def test_a_flow_without_its_syn_is_not_guessed_at() -> None:

@@ -9,8 +9,10 @@ import socket
 import stat
 import subprocess
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +28,7 @@ from gwmodule.capture.service import (
     MAX_KEPT,
     MAX_KEPT_AGE,
     MAX_RELAYS,
+    READ_BATCH,
     CaptureService,
     History,
     listen,
@@ -33,42 +36,53 @@ from gwmodule.capture.service import (
 from gwmodule.capture.sniffer import Frame, Sniffer
 from gwmodule.errors import CaptureError
 from gwmodule.wire.notices import Hello, Lease, LeaseEnd
+from tests.capture.carrier import wait_for_carrier
 from tests.capture.dhcp_home import MACHINE_ID, PC_NAME, dhcp_home, have_dhcp_programs
 from tests.capture.frames import HELLO_A, PC, PC_MAC, UUID_A, ack, dhcp_frame, hello_frames
-from tests.lan.netns import needs_root
+from tests.lan.netns import Namespace, ip, needs_root
 
 LEASE = Lease(PC_MAC, PC, 3600)
 STRANGER = bytes.fromhex("020000000001")
 
 
 class FakeSniffer:
-    """A sniffer's surface over a socket pair; each datagram is a frame."""
+    """A sniffer's surface; an error in `frames` is raised when its turn comes."""
 
     ifname = "br-lan"
     state = "up"
 
     def __init__(self) -> None:
-        self.wire, self._inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.frames: deque[bytes | CaptureError] = deque()
+        self.follow_error: CaptureError | None = None
+        self._wake, self._inside = socket.socketpair()
         self._inside.setblocking(False)
+
+    def put(self, *frames: bytes | CaptureError) -> None:
+        self.frames.extend(frames)
+        self._wake.send(b"!")
 
     def fileno(self) -> int:
         return self._inside.fileno()
 
     def close(self) -> None:
-        self.wire.close()
+        self._wake.close()
         self._inside.close()
 
     def follow(self) -> None:
-        pass
+        if self.follow_error is not None:
+            raise self.follow_error
 
     def update_drops(self) -> int:
         return 0
 
     def receive(self) -> Frame | None:
-        try:
-            return Frame(self._inside.recv(65536), outgoing=False, vlan=None)
-        except BlockingIOError:
+        if not self.frames:
+            self._inside.recv(1000)
             return None
+        frame = self.frames.popleft()
+        if isinstance(frame, CaptureError):
+            raise frame
+        return Frame(frame, outgoing=False, vlan=None)
 
 
 @dataclass
@@ -132,7 +146,7 @@ async def turns() -> None:
 async def test_a_lease_and_a_hello_reach_the_relay(tmp_path: Path) -> None:
     async with running(tmp_path) as run, run.relay() as relay:
         for frame in (dhcp_frame(ack()), *hello_frames(HELLO_A)):
-            run.sniffer.wire.send(frame)
+            run.sniffer.put(frame)
         assert await relay.next() == Seen(LEASE, 0.0)
         seen = await relay.next()
         assert isinstance(seen.observation, Hello)
@@ -141,7 +155,7 @@ async def test_a_lease_and_a_hello_reach_the_relay(tmp_path: Path) -> None:
 
 async def test_counters_come_first_and_name_the_interfaces(tmp_path: Path) -> None:
     async with running(tmp_path) as run:
-        run.sniffer.wire.send(b"garbage")
+        run.sniffer.put(b"garbage")
         await turns()
         async with run.relay() as relay:
             counters = await relay.datagram()
@@ -154,7 +168,7 @@ async def test_counters_come_first_and_name_the_interfaces(tmp_path: Path) -> No
 
 async def test_what_was_seen_without_a_relay_comes_with_its_age(tmp_path: Path) -> None:
     async with running(tmp_path) as run:
-        run.sniffer.wire.send(dhcp_frame(ack()))
+        run.sniffer.put(dhcp_frame(ack()))
         await turns()
         async with run.relay() as relay:
             seen = await relay.next()
@@ -165,10 +179,10 @@ async def test_what_was_seen_without_a_relay_comes_with_its_age(tmp_path: Path) 
 async def test_a_relay_that_returns_gets_what_it_missed_and_no_more(tmp_path: Path) -> None:
     async with running(tmp_path) as run:
         async with run.relay() as relay:
-            run.sniffer.wire.send(dhcp_frame(ack()))
+            run.sniffer.put(dhcp_frame(ack()))
             await relay.next()
         await turns()
-        run.sniffer.wire.send(dhcp_frame(ack(mac=STRANGER)))
+        run.sniffer.put(dhcp_frame(ack(mac=STRANGER)))
         await turns()
         async with run.relay() as relay:
             assert (await relay.next()).observation == Lease(STRANGER, PC, 3600)
@@ -207,13 +221,70 @@ async def test_a_relay_that_does_not_read_costs_only_its_own_datagrams(tmp_path:
         large = HELLO_A[:2] + b"\x07\0" + HELLO_A[4:] + bytes(8000)
         for number in range(250):
             for frame in hello_frames(large, mac=b"\x02" + number.to_bytes(5, "big")):
-                run.sniffer.wire.send(frame)
+                run.sniffer.put(frame)
             assert (await reader.next()).age == 0
         async with run.relay() as late:
             datagram = await late.datagram()
     assert isinstance(datagram, Counters)
     assert datagram.values["hellos"] == 250
     assert datagram.values["outbox_dropped"] > 0
+
+
+async def test_a_relay_that_reads_late_gets_everything_that_fits(tmp_path: Path) -> None:
+    large = HELLO_A[:2] + b"\x07\0" + HELLO_A[4:] + bytes(8000)
+    macs = [b"\x02" + number.to_bytes(5, "big") for number in range(100)]
+    async with running(tmp_path) as run, run.relay() as late:
+        await late.datagram()
+        for mac in macs:
+            run.sniffer.put(*hello_frames(large, mac))
+        await asyncio.sleep(0.1)
+        hellos = [(await late.next()).observation for _ in macs]
+    assert [hello.mac for hello in hellos if isinstance(hello, Hello)] == macs
+
+
+async def test_a_relay_that_dies_with_datagrams_waiting_is_let_go(tmp_path: Path) -> None:
+    large = HELLO_A[:2] + b"\x07\0" + HELLO_A[4:] + bytes(8000)
+    async with running(tmp_path) as run, run.relay() as reader:
+        async with run.relay() as dying:
+            await dying.datagram()
+            for number in range(100):
+                mac = b"\x02" + number.to_bytes(5, "big")
+                run.sniffer.put(*hello_frames(large, mac))
+                await reader.next()
+        run.sniffer.put(dhcp_frame(ack()))
+        assert (await reader.next()).observation == LEASE
+
+
+async def test_more_frames_than_one_turn_takes_are_all_read(tmp_path: Path) -> None:
+    macs = [b"\x02" + number.to_bytes(5, "big") for number in range(2 * READ_BATCH + 1)]
+    async with running(tmp_path) as run, run.relay() as relay:
+        await relay.datagram()
+        run.sniffer.put(*(dhcp_frame(ack(mac=mac)) for mac in macs))
+        leases = [(await relay.next()).observation for _ in macs]
+    assert leases == [Lease(mac, PC, 3600) for mac in macs]
+
+
+async def test_an_interface_that_fails_does_not_end_the_service(tmp_path: Path) -> None:
+    async with running(tmp_path) as run, run.relay() as relay:
+        run.sniffer.put(CaptureError("br-lan: Network is down"), dhcp_frame(ack()))
+        assert (await relay.next()).observation == LEASE
+
+
+@pytest.mark.root
+@needs_root
+def test_a_change_of_any_interface_makes_the_service_look(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    namespace = Namespace()
+
+    async def main() -> None:
+        async with running(tmp_path) as run:
+            run.sniffer.follow_error = CaptureError("br-lan: bind: Operation not permitted")
+            ip("link add other type bridge")
+            await wait_for(lambda: "bind: Operation not permitted" in caplog.text)
+
+    namespace.run_async(main)
+    namespace.close()
 
 
 async def test_a_user_who_may_not_is_refused(tmp_path: Path) -> None:
@@ -235,7 +306,7 @@ async def test_too_many_relays_are_refused(tmp_path: Path) -> None:
 async def test_a_relay_that_talks_is_not_listened_to(tmp_path: Path) -> None:
     async with running(tmp_path) as run, run.relay() as relay:
         relay.socket.send(b"hello?")
-        run.sniffer.wire.send(dhcp_frame(ack()))
+        run.sniffer.put(dhcp_frame(ack()))
         assert (await relay.next()).observation == LEASE
 
 
@@ -392,12 +463,28 @@ async def test_an_interface_that_vanishes_and_returns_is_captured_again(tmp_path
                 home.gateway.ip("link add guest type veth peer name pc2")
                 home.gateway.ip("link set pc2 up")
                 home.gateway.ip("link set guest up")
-                await asyncio.sleep(0.3)
-                sender = home.gateway.run(
-                    lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-                )
+                home.gateway.run(lambda: wait_for_carrier("guest", "pc2"))
+                sender = home.gateway.run(partial(bound_socket, "pc2"))
                 with sender:
-                    home.gateway.run(lambda: sender.bind(("pc2", 0)))  # noqa: B023
-                    sender.send(dhcp_frame(ack(mac=mac), mac=mac))
-                assert (await relay.next()).observation == Lease(mac, PC, 3600)
+                    await repeat_until_seen(
+                        relay, partial(sender.send, dhcp_frame(ack(mac=mac), mac=mac)), mac
+                    )
                 home.gateway.ip("link delete guest")
+
+
+def bound_socket(ifname: str) -> socket.socket:
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    sock.bind((ifname, 0))
+    return sock
+
+
+async def repeat_until_seen(relay: Relay, send: Callable[[], int], mac: bytes) -> None:
+    """The service binds when the kernel's message has reached it, which nobody else can see."""
+    async with asyncio.timeout(10):
+        while True:
+            send()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    while (await relay.next()).observation != Lease(mac, PC, 3600):
+                        pass
+                    return

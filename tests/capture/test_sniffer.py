@@ -8,6 +8,7 @@ import pytest
 
 from gwmodule.capture.sniffer import Frame, Sniffer
 from gwmodule.errors import CaptureError
+from tests.capture.carrier import wait_for_carrier
 from tests.capture.frames import ack, dhcp_frame
 from tests.lan.netns import Namespace, needs_root
 
@@ -34,6 +35,7 @@ def add_interface(lan: Namespace) -> None:
     lan.ip("link add lan1 type veth peer name pc")
     lan.ip("link set pc up")
     lan.ip("link set lan1 up")
+    lan.run(lambda: wait_for_carrier("lan1", "pc"))
 
 
 def send(lan: Namespace, ifname: str) -> None:
@@ -75,6 +77,7 @@ def test_an_interface_may_come_go_down_and_return_as_another(
         sniffer.receive()
     assert lan.run(lambda: sniffer.state) == "down"
     lan.ip("link set lan1 up")
+    lan.run(lambda: wait_for_carrier("lan1", "pc"))
     lan.run(sniffer.follow)
     send(lan, "pc")
     assert received(sniffer) is not None
@@ -96,6 +99,7 @@ def test_a_renamed_interface_is_another_network(lan: Namespace, sniffer: Sniffer
     lan.ip("link set lan1 down")
     lan.ip("link set lan1 name wan1")
     lan.ip("link set wan1 up")
+    lan.run(lambda: wait_for_carrier("wan1", "pc"))
     lan.run(sniffer.follow)
     send(lan, "pc")
     with pytest.raises(CaptureError):
