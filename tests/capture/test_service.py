@@ -380,8 +380,13 @@ async def wait_for(condition: Callable[[], bool]) -> None:
     raise TimeoutError
 
 
-def dhcp_leases(seen: list[Seen]) -> list[Lease]:
-    return [s.observation for s in seen if isinstance(s.observation, Lease)]
+@contextlib.asynccontextmanager
+async def connected(path: Path) -> AsyncIterator[Relay]:
+    """A relay of a process that is just starting."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.setblocking(False)
+        await wait_for(lambda: sock.connect_ex(str(path)) == 0)
+        yield Relay(sock)
 
 
 @pytest.mark.root
@@ -396,12 +401,7 @@ async def test_a_real_pc_binds_renews_and_releases_under_a_process_without_privi
     path = tmp_path / "capture.sock"
     with dhcp_home(tmp_path) as home:
         service = home.start(home.gateway, *serve_command(path, "br-lan", "guest"))
-        await wait_for(path.exists)
-        loop = asyncio.get_running_loop()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-            sock.setblocking(False)
-            await loop.sock_connect(sock, str(path))
-            relay = Relay(sock)
+        async with connected(path) as relay:
             # The first counters come when everything is loaded and bound.
             counters = await relay.datagram()
             assert isinstance(counters, Counters)
@@ -452,11 +452,7 @@ async def test_an_interface_that_vanishes_and_returns_is_captured_again(tmp_path
     path = tmp_path / "capture.sock"
     with dhcp_home(tmp_path) as home:
         home.start(home.gateway, *serve_command(path, "guest"))
-        await wait_for(path.exists)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-            sock.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(sock, str(path))
-            relay = Relay(sock)
+        async with connected(path) as relay:
             await relay.datagram()
             for number in range(2):
                 mac = b"\x02" + number.to_bytes(5, "big")
