@@ -34,7 +34,7 @@ class Served:
         self._group = asyncio.TaskGroup()
         await self._group.__aenter__()
         self._task = self._group.create_task(self._server.run())
-        while not self.path.exists():  # noqa: ASYNC110 - a file has no event
+        while not self.path.exists():
             await asyncio.sleep(0.01)
         return self
 

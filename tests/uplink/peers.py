@@ -161,5 +161,5 @@ async def peers(directory: Path) -> AsyncIterator[Peers]:
 async def until(condition: Callable[[], object]) -> None:
     """Wait for a condition that the loop will make true; TimeoutError says it never did."""
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - the condition may look at anything
+        while not condition():
             await asyncio.sleep(0.005)
