@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address
@@ -73,8 +74,10 @@ class HelloListener:
         for place in sorted(wanted - self._servers.keys()):
             ifname, address = place
             try:
+                # Bound here and not by the loop, whose message for a failure names no reason.
+                sock = socket.create_server((str(address), self._port), backlog=MAX_CONNECTIONS)
                 self._servers[place] = await loop.create_server(
-                    lambda: _Connection(self), str(address), self._port
+                    lambda: _Connection(self), sock=sock
                 )
             except OSError as exc:
                 reason = exc.strerror or str(exc)
