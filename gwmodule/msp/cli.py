@@ -44,7 +44,9 @@ class UsageError(GatewayError):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    # Not parser defaults: those of a subcommand would overwrite what stands before it.
+    defaults = argparse.Namespace(api=DEFAULT_API, json=False)
+    options = _parser().parse_args(arguments, defaults)
     try:
         return int(options.run(options))
     except UsageError as exc:
@@ -95,7 +97,6 @@ def _parser() -> argparse.ArgumentParser:
         parents=[common],
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.set_defaults(api=DEFAULT_API, json=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(
@@ -268,10 +269,7 @@ def _run(work: Coroutine[Any, Any, int]) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    try:
-        host, port = split_address(options.listen)
-    except ValueError as exc:
-        raise UsageError(f"--listen: {exc}") from exc
+    host, port = _listen_address(options.listen)
     start_logging(options.log_level)
     server.run(
         server.ServerOptions(

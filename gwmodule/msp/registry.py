@@ -217,6 +217,8 @@ class Registry:
         self._links: dict[str, _Link] = {}
         self._offered: dict[str, bytes] = {}
         try:
+            # Who is where is nobody else's business; SQLite gives its side files the same mode.
+            Path(path).touch(mode=0o600)
             self._db = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -224,6 +226,8 @@ class Registry:
             # the gateways' digests then differ and bring them back.
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._migrate()
+        except OSError as exc:
+            raise RegistryError(f"registry {path}: {exc.strerror}") from exc
         except sqlite3.Error as exc:
             raise self._error(exc) from exc
         with self._transaction():
