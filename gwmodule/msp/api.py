@@ -88,6 +88,8 @@ SHUTDOWN_TIMEOUT = 2.0
 _T = TypeVar("_T")
 _GUID = re.compile(r"[0-9A-Fa-f]{8}(?:-?[0-9A-Fa-f]{4}){3}-?[0-9A-Fa-f]{12}")
 _GUID_PREFIX = re.compile(r"[0-9A-Fa-f-]{0,36}")
+# What closes other technicians' streams tells them whose doing it is.
+_SAYS_WHO = frozenset({"power.set"})
 _STATUS = {
     Code.UNKNOWN_FUNCTION: HTTPStatus.NOT_FOUND,
     Code.BAD_ARGUMENT: HTTPStatus.BAD_REQUEST,
@@ -416,7 +418,14 @@ class Api:
         proved = body.function == "identity.get" and _uuid_of(result) == device.uuid
         try:
             if proved and device.mac and self._registry.host(device.gateway, device.mac):
-                self._registry.identified(device.gateway, device.mac, device.uuid, at, actor=actor)
+                self._registry.identified(
+                    device.gateway,
+                    device.mac,
+                    device.uuid,
+                    at,
+                    actor=actor,
+                    realm=_realm_of(result),
+                )
             if body.credential is not None:
                 tls = TlsMode[body.tls.upper()] if body.tls else None
                 self._registry.call_succeeded(device.uuid, at, tls=tls)
@@ -447,7 +456,9 @@ class Api:
         uuid = _uuid_of(result)
         if uuid is None or uuid == NO_UUID:
             raise ApiError(502, "DEVICE_ANSWER", "the device did not tell its UUID")
-        device = self._registry.identified(gateway, mac, uuid, self._clock(), actor=actor)
+        device = self._registry.identified(
+            gateway, mac, uuid, self._clock(), actor=actor, realm=_realm_of(result)
+        )
         return _json(self._device_json(device), status=201)
 
     async def _run(self, place: _Place, body: CallRequest, actor: str) -> Result:
@@ -458,6 +469,8 @@ class Api:
             raise ApiError(
                 409, "MAC_UNKNOWN", "the gateway has not told this device's MAC yet; wait for it"
             )
+        if body.function in _SAYS_WHO:
+            body.arguments.setdefault("by", actor[:64])
         arguments = msgspec.json.encode(body.arguments)
         if len(arguments) > MAX_ARGUMENTS:
             raise ApiError(
@@ -572,7 +585,7 @@ class Api:
         self._websockets.add(websocket)
         ending = Ending(Code.CANCELLED, "broken off")
         try:
-            ending = await WebRelay(websocket).run(session, target)
+            ending = await WebRelay(websocket, query.get("mode", "")).run(session, target)
         finally:
             self._websockets.discard(websocket)
             self._record_stream(actor, "stream.close", device, target, ending)
@@ -809,6 +822,11 @@ def _member(result: Result, name: str) -> Any:
 def _uuid_of(result: Result) -> UUID | None:
     text = _member(result, "uuid")
     return UUID(text) if isinstance(text, str) and _GUID.fullmatch(text) else None
+
+
+def _realm_of(result: Result) -> str:
+    realm = _member(result, "realm")
+    return realm if isinstance(realm, str) else ""
 
 
 def _description(result: Result) -> str:

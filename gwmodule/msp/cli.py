@@ -26,7 +26,7 @@ from gwmodule.msp import server
 from gwmodule.msp.client import DEFAULT_API, GRACE, ApiClient, ApiRefused
 from gwmodule.msp.forward import Forward
 from gwmodule.msp.pki import SERVICE_NAME, check_gateway_name, write_atomically
-from gwmodule.msp.terminal import REDIRECTION_TCP, Sol, SolFailed, SolOptions, Step
+from gwmodule.msp.terminal import Sol, SolOptions, Step
 from gwmodule.telemetry import escape, start_logging
 
 OK = 0
@@ -154,7 +154,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="with stdin as a pipe: leave when it ended and nothing came for S seconds",
     )
-    sol.add_argument("--allow-clear-text", action="store_true", help="log in without digest")
+    sol.add_argument(
+        "--allow-clear-text",
+        action="store_true",
+        help="no TLS even if the device has it, and a login without digest if it has no other",
+    )
     sol.add_argument("--no-hold", action="store_true", help="no heartbeats by the gateway")
 
     forward = command("forward", _online(_forward), "make a device's port a local TCP port")
@@ -402,11 +406,7 @@ async def _call(options: argparse.Namespace, client: ApiClient) -> int:
 
 async def _sol(options: argparse.Namespace, client: ApiClient) -> int:
     device = await _resolve(client, options.uuid)
-    if device["pin"] and not options.allow_clear_text:
-        raise SolFailed(
-            "this device was seen with TLS; SOL over its port 16995 needs a TLS tool through"
-            " `forward` (or --allow-clear-text for port 16994)"
-        )
+    pin = device["pin"] if not options.allow_clear_text else None
     steps: list[Step] = options.steps or []
     timeout = options.timeout if options.timeout or not steps else 60.0
     sol = Sol(
@@ -415,7 +415,7 @@ async def _sol(options: argparse.Namespace, client: ApiClient) -> int:
             guid=device["guid"],
             username=options.user,
             password=_password(options),
-            port=REDIRECTION_TCP,
+            pin=bytes.fromhex(pin) if pin else None,
             hold=not options.no_hold,
             allow_clear_text=options.allow_clear_text,
             steps=steps,

@@ -129,9 +129,13 @@ class ApiClient:
         except msgspec.MsgspecError as exc:
             raise ApiUnavailable(f"{self._path} is not this program's service: {exc}") from exc
 
-    async def open_stream(self, guid: str, port: int, *, hold: bool = False) -> ClientStream:
+    async def open_stream(
+        self, guid: str, port: int, *, hold: bool = False, mode: str = ""
+    ) -> ClientStream:
         """A stream with half-close to `port` of a device; ApiRefused when there is none."""
         query = {"p": "2", "host": guid, "port": str(port), "tls": "0", "hold": str(int(hold))}
+        if mode:
+            query["mode"] = mode
         try:
             websocket = await self._session.ws_connect(
                 f"{_BASE}/relay/webrelay.ashx",

@@ -23,7 +23,7 @@ MIGRATIONS: tuple[str, ...] = (
         last_link REAL,
         unlinked_at REAL,
         revoked_at REAL,
-        digest BLOB                     -- of the gateway's table, once all of it is stored here
+        digest BLOB                     -- of the gateway's table at its last session
     );
 
     CREATE TABLE hosts (

@@ -215,7 +215,6 @@ class Registry:
         self._node = node
         self._pending: list[tuple[str, str, int, Observation, float, float]] = []
         self._links: dict[str, _Link] = {}
-        self._offered: dict[str, bytes] = {}
         try:
             # Who is where is nobody else's business; SQLite gives its side files the same mode.
             Path(path).touch(mode=0o600)
@@ -279,12 +278,10 @@ class Registry:
         at: float,
     ) -> None:
         """A new link; never fails: what the disk does not take now goes with the next commit."""
-        self._offered.pop(gateway, None)
         self._links[gateway] = _Link(True, at, fingerprint, address, port, _clean(software))
         self._try_commit()
 
     def gateway_disconnected(self, gateway: str, at: float) -> None:
-        self._offered.pop(gateway, None)
         self._links[gateway] = _Link(False, at)
         self._try_commit()
 
@@ -333,10 +330,10 @@ class Registry:
         self._links.clear()
 
     def stored_digest(self, gateway: str) -> bytes | None:
-        """What the gateway's table hashed to when all of it was stored here.
+        """What the gateway's table hashed to at its last session; None when ours lost something.
 
-        A digest is stored when it comes a second time within one link, after the snapshot that the
-        first one caused; before that the snapshot may have been cut short.
+        The gateway keeps the snapshot that a difference brought until all of it is acknowledged, so
+        equal means that nothing is missing here.
         """
         row = self._one("SELECT digest FROM gateways WHERE name = ?", gateway)
         return None if row is None else row["digest"]
@@ -367,7 +364,9 @@ class Registry:
         )
         return [_host(row) for row in rows]
 
-    def identified(self, gateway: str, mac: bytes, uuid: UUID, at: float, *, actor: str) -> Device:
+    def identified(
+        self, gateway: str, mac: bytes, uuid: UUID, at: float, *, actor: str, realm: str = ""
+    ) -> Device:
         """A login at this host showed `uuid`: make the device, or move or confirm a known one.
 
         RegistryConflict when a known device is pinned to another certificate than the host shows.
@@ -392,6 +391,7 @@ class Registry:
                 managed_at=at,
                 proved_at=at,
                 last_seen=at,
+                realm=_clean(realm) or device.realm,
             )
             self._save(device)
             action = (
@@ -573,11 +573,9 @@ class Registry:
                 self._save(replace(device, gone_at=seen.seen))
 
     def _on_digest(self, digest: Digest, seen: _Seen) -> None:
-        if self._offered.get(seen.gateway) == digest.sha256:
-            self._db.execute(
-                "UPDATE gateways SET digest = ? WHERE name = ?", (digest.sha256, seen.gateway)
-            )
-        self._offered[seen.gateway] = digest.sha256
+        self._db.execute(
+            "UPDATE gateways SET digest = ? WHERE name = ?", (digest.sha256, seen.gateway)
+        )
 
     def _on_hello(self, hello: Hello, seen: _Seen) -> None:
         mac = hello.mac if hello.mac != NO_MAC else self._mac_of(seen.gateway, hello.address)

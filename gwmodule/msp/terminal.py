@@ -15,12 +15,14 @@ import contextlib
 import errno
 import os
 import select
+import ssl
 import termios
 import tty
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, assert_never
 
+from gwmodule.amt.connection import HandshakeFailed, legacy_context, modern_context
 from gwmodule.amt.redirection import (
     ControlStatus,
     SessionStatus,
@@ -34,10 +36,14 @@ from gwmodule.amt.redirection import (
 )
 from gwmodule.errors import ChannelReset, Code, GatewayError
 from gwmodule.msp.client import ApiClient, ApiRefused, ApiUnavailable, ClientStream
+from gwmodule.msp.tls import TlsStream
 from gwmodule.msp.webrelay import first_leaf
 from gwmodule.telemetry import escape
 
 REDIRECTION_TCP = 16994
+REDIRECTION_TLS = 16995
+# An ME of 2008 needs almost two seconds for its RSA operation.
+HANDSHAKE_TIMEOUT = 15.0
 ESCAPE = 0x1D  # ^]
 CHUNK = 4096
 # Twelve minutes of a serial line at 115,200 baud behind a terminal that was stopped with ^S.
@@ -81,12 +87,15 @@ class _Passing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SolOptions:
-    """`steps` make it a script; `idle` ends a piped session that long after stdin ended."""
+    """`steps` make it a script; `idle` ends a piped session that long after stdin ended.
+
+    With a `pin` (SHA-256 of the device's certificate) the session runs inside TLS on port 16995.
+    """
 
     guid: str
     username: str
     password: str = field(repr=False)
-    port: int = REDIRECTION_TCP
+    pin: bytes | None = None
     hold: bool = True
     allow_clear_text: bool = False
     steps: Sequence[Step] = ()
@@ -239,6 +248,10 @@ class Sol:
             stream = await self._open()
         except ApiUnavailable as exc:
             raise _Passing(str(exc)) from exc
+        except HandshakeFailed as exc:
+            raise _Passing(str(exc)) from exc
+        except ChannelReset as exc:
+            raise _passing_or_not(exc) from exc
         except ApiRefused as exc:
             if exc.status in _REOPEN_STATUS:
                 raise _Passing(str(exc)) from exc
@@ -264,17 +277,39 @@ class Sol:
                 receive.cancel()
         except BaseExceptionGroup as group:
             error = first_leaf(group)
-            if isinstance(error, ChannelReset) and error.code in _REOPEN:
-                raise _Passing(str(error)) from error
-            raise error from group
+            raise _passing_or_not(error) from group
         finally:
             self._sol = None
             await stream.close()
         self._judge_end()
 
-    async def _open(self) -> ClientStream:
+    async def _open(self) -> ClientStream | TlsStream:
+        options = self._options
+        if options.pin is None:
+            return await self._open_port(REDIRECTION_TCP)
+        try:
+            return await self._open_tls(modern_context(), options.pin)
+        except HandshakeFailed:
+            # Firmware before AMT 12; the pin is the same.
+            return await self._open_tls(legacy_context(), options.pin)
+
+    async def _open_tls(self, context: ssl.SSLContext, pin: bytes) -> TlsStream:
+        stream = await self._open_port(REDIRECTION_TLS)
+        tls = TlsStream(stream, context)
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+                await tls.open(pin)
+        except TimeoutError as exc:
+            await stream.close(Code.TIMEOUT, "no TLS handshake")
+            raise SolFailed(f"no TLS handshake within {HANDSHAKE_TIMEOUT:.0f} s") from exc
+        except BaseException:
+            await stream.close(Code.CANCELLED, "the TLS handshake failed")
+            raise
+        return tls
+
+    async def _open_port(self, port: int) -> ClientStream:
         return await self._client.open_stream(
-            self._options.guid, self._options.port, hold=self._options.hold
+            self._options.guid, port, hold=self._options.hold, mode="sol"
         )
 
     def _judge_end(self) -> None:
@@ -292,7 +327,7 @@ class Sol:
             case _:
                 assert_never(self._ending)
 
-    async def _drive(self, stream: ClientStream, sol: SolClient) -> None:
+    async def _drive(self, stream: ClientStream | TlsStream, sol: SolClient) -> None:
         """Send what the client has to say, and keep its time, until it has ended."""
         loop = asyncio.get_running_loop()
         while True:
@@ -308,7 +343,7 @@ class Sol:
             sol.handle_timeout(loop.time())
             self._deliver(sol)
 
-    async def _receive(self, stream: ClientStream, sol: SolClient) -> None:
+    async def _receive(self, stream: ClientStream | TlsStream, sol: SolClient) -> None:
         loop = asyncio.get_running_loop()
         silent = 0.0
         while True:
@@ -474,6 +509,12 @@ class Sol:
             if os.isatty(self._stdout):
                 # A BIOS leaves colours on and the cursor off.
                 os.write(self._stdout, b"\x1b[0m\x1b[?25h\r\n")
+
+
+def _passing_or_not(error: BaseException) -> BaseException:
+    if isinstance(error, ChannelReset) and error.code in _REOPEN:
+        return _Passing(str(error))
+    return error
 
 
 async def _read(descriptor: int) -> bytes:

@@ -39,6 +39,7 @@ MAX_MESSAGE = 1024 * 1024
 # StartRedirectionSession tells what the stream will carry. No tool waits before it sends it.
 FIRST_BYTES = 8
 FIRST_WAIT = 0.25
+TLS_HANDSHAKE = b"\x16"  # RFC 8446 section 5.1
 # How long a device may go on sending after its tool has left in order.
 LINGER = 2.0
 
@@ -83,8 +84,9 @@ def close_reason(reason: str) -> bytes:
 class WebRelay:
     """Relays one stream; `run` returns when it is over and never raises what the peers did."""
 
-    def __init__(self, websocket: web.WebSocketResponse) -> None:
+    def __init__(self, websocket: web.WebSocketResponse, mode: str = "") -> None:
         self._websocket = websocket
+        self._mode = mode
         self._half_close = websocket.ws_protocol == SUBPROTOCOL
         self._tool_ended = asyncio.Event()
         self._ending = Ending()
@@ -94,7 +96,7 @@ class WebRelay:
         stream: StreamSeam | None = None
         try:
             first = await self._first_chunks()
-            stream = await session.open_stream(target, _priority(first))
+            stream = await session.open_stream(target, _priority(first, self._mode))
             await self._splice(stream, first)
             # Both directions have ended, and a reset would overtake the last bytes.
             stream = None
@@ -195,10 +197,16 @@ class WebRelay:
                     raise _ToolLeft(Code.CANCELLED, "the technician's tool went away")
 
 
-def _priority(first: list[bytes]) -> Priority:
-    """Only a console is typed on; media, screens and WS-Man are bulk."""
-    kind = session_kind(b"".join(first)[:FIRST_BYTES])
-    return Priority.INTERACTIVE if kind is SessionKind.SOL else Priority.BULK
+def _priority(first: list[bytes], mode: str) -> Priority:
+    """Only a console is typed on; media, screens and WS-Man are bulk.
+
+    Inside TLS the first bytes say nothing, and the tool is believed: a stream that carries more
+    than a serial line does loses the class anyway.
+    """
+    start = b"".join(first)[:FIRST_BYTES]
+    kind = session_kind(start)
+    in_tls = start[:1] == TLS_HANDSHAKE and mode == "sol"
+    return Priority.INTERACTIVE if kind is SessionKind.SOL or in_tls else Priority.BULK
 
 
 def first_leaf(group: BaseExceptionGroup[_E]) -> _E:
