@@ -128,8 +128,8 @@ class Demo:
 
     def reset_sol(self) -> str:
         lab, uuid = self.system.lab, UUIDS["pc1"]
-        script = ("--expect", PROMPT, "--expect", LAST_BOOT_TEXT, "--expect", PROMPT)
-        script += ("--send", "uuid", "--expect", uuid, "--timeout", f"{PATIENCE:g}")
+        script = ["--expect", PROMPT, "--expect", LAST_BOOT_TEXT, "--expect", PROMPT]
+        script += ["--send", "uuid", "--expect", uuid, "--timeout", f"{PATIENCE:g}"]
         sol = self.system.technician_command("sol", uuid, *SOL_LOGIN, *script)
         session = lab.start("msp", sol, log="sol")
         wait_until("the prompt over SOL", lambda: PROMPT in session.log.read_text(), PATIENCE)

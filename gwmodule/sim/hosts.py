@@ -169,6 +169,8 @@ class Lab:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                # Ctrl-C is for us; what we started ends in order, or with us.
+                start_new_session=True,
             )
         service = Service(host, list(argv), path, process)
         self.services[log] = service
@@ -316,6 +318,7 @@ def _hold(directory: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 

@@ -141,6 +141,11 @@ class System:
         self.lab.start("msp", argv, log="msp")
         wait_until("the MSP answers", self._msp_answers, START_TIMEOUT)
 
+    def restart_msp(self) -> None:
+        """What an init system does after it was killed."""
+        self.lab.restart("msp")
+        wait_until("the MSP answers", self._msp_answers, START_TIMEOUT)
+
     def _msp_answers(self) -> bool:
         service = self.lab.services["msp"]
         if not service.alive:

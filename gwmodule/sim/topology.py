@@ -85,7 +85,8 @@ table ip filter {
   chain forward {
     type filter hook forward priority filter; policy drop;
     ct state established,related accept
-    iifname "br-lan" oifname "subscriber" accept
+    # What stays in the LAN comes by here too where the kernel has bridge netfilter.
+    iifname "br-lan" oifname { "subscriber", "br-lan" } accept
   }
 }
 """

@@ -61,7 +61,8 @@ def system() -> Iterator[System]:
         yield system
 
 
-def bring_up(system: System, **settings: object) -> None:
+def bring_up(system: System, pcs: tuple[str, ...] = PCS, **settings: object) -> None:
+    """Start everything; those PCs become managed and known by their login."""
     system.start_msp()
     system.enrol(settings)
     if system.lab.topology.relay == "gateway":
@@ -70,14 +71,16 @@ def bring_up(system: System, **settings: object) -> None:
     if system.lab.topology.relay != "gateway":
         system.start_gateway()
     relay = system.lab.topology.relay_address
-    for pc in PCS:
+    for pc in pcs:
         hello = hello_target(pc, relay)
         system.start_device(pc, *DEVICES[pc], *(("--hello", hello) if hello else ()))
-    for pc in ("pc1", "pc2"):
-        system.wait_for_device(pc)
-        system.activate(pc)
-    system.wait_for_candidate("pc3")
-    for pc in PCS:
+    for pc in pcs:
+        if hello_target(pc, relay):
+            system.wait_for_device(pc)
+            system.activate(pc)
+        else:
+            system.wait_for_candidate(pc)
+    for pc in pcs:
         system.identify(pc)
 
 

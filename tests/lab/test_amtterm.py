@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
 
 
 class Terminal:
-    """A program on a pseudo terminal, and all it has shown."""
+    """A program on a pseudo terminal, and what it has shown since the last `wait_for`."""
 
     def __init__(self, argv: list[str]) -> None:
         self._master, slave = pty.openpty()
@@ -29,11 +29,12 @@ class Terminal:
 
     def wait_for(self, pattern: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        while not re.search(pattern, self.shown):
+        while (match := re.search(pattern, self.shown)) is None:
             left = deadline - time.monotonic()
             ready = select.select([self._master], [], [], max(left, 0.0))[0]
             assert ready, f"{pattern!r} not within {timeout} s; shown: {self.shown!r}"
             self.shown += os.read(self._master, 4096).decode(errors="replace")
+        self.shown = self.shown[match.end() :]
 
     def close(self) -> None:
         self.process.kill()
@@ -55,12 +56,14 @@ def test_amtterm_shows_the_serial_text_and_the_echo_of_a_typed_line(system: Syst
     )
     try:
         terminal.wait_for("serial-over-lan redirection ok", 15)
+        terminal.wait_for("recovery> ", 10)
         system.call("pc1", "power.set", "state=reset")
         terminal.wait_for("Memory test: 8192 MB OK", 15)
         terminal.wait_for("recovery> ", 15)
         terminal.type("uuid\r")
         terminal.wait_for(f"uuid\\s+{UUIDS['pc1']}", 10)
-        # amtterm's own rx timer is 10 s: the session must outlive it with nothing to say.
+        # amtterm asks the device to give up after 10 s of silence: its heartbeats must arrive.
+        time.sleep(12)
         terminal.type("help\r")
         terminal.wait_for("help  uuid  reset  exit", 10)
     finally:

@@ -83,7 +83,7 @@ def test_leases_are_seen_again_after_capture_was_killed(system: System) -> None:
 
 
 def test_the_msp_serves_all_it_knew_after_it_was_killed(system: System) -> None:
-    system.lab.restart("msp")
+    system.restart_msp()
     wait_for_calls(system)
     wait_for_registration(system, send_hellos(system))
 
@@ -98,7 +98,7 @@ def test_a_hello_that_comes_while_the_msp_is_down_is_registered_later(system: Sy
     )
     # The device gives up too: only the gateway still knows.
     system.lab.services["newcomer"].kill()
-    system.lab.restart("msp")
+    system.restart_msp()
     wait_for_registration(system, newcomer)
 
 

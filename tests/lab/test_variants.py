@@ -45,7 +45,9 @@ def test_one_wan_whose_portal_lets_only_the_msp_through() -> None:
 def test_standalone_box_beside_the_pcs() -> None:
     with Lab(STANDALONE) as lab:
         system = System(lab)
-        bring_up(system, probe={"interval": 600.0})
+        # The box sees no lease of others, so a PC without a Hello is not waited for; and no new
+        # probe may correct the registry while it is falsified below.
+        bring_up(system, ("pc1",), probe={"interval": 600.0})
         assert lab.address("box") == BOX_LAN
         assert system.status()["deployment"] == "standalone"
         record = system.wait_for_device("pc1")
@@ -54,8 +56,9 @@ def test_standalone_box_beside_the_pcs() -> None:
         assert record["gatewayAddress"] == NAT_WAN
         assert system.call("pc1", "power.get")
         assert sol_answers(system, "pc1", "recovery>")
+        before = system.status()["policy_refusals"]["default-gateway"]
         with registry_says("pc1", ROUTER_LAN, MACS["pc1"]):
             refused = system.technician("call", UUIDS["pc1"], "power.get", *LOGIN)
         assert refused.returncode != 0
         assert ROUTER_LAN in refused.stderr
-        assert system.status()["policy_refusals"]["default-gateway"] == 1
+        assert system.status()["policy_refusals"]["default-gateway"] > before
