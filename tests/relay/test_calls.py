@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from gwmodule.amt import digest
+from gwmodule.amt.functions import CATALOGUE, Function
+from gwmodule.errors import Code, PolicyRefused
+from gwmodule.msp.session import Session
+from gwmodule.relay.calls import MAX_CALLS, Calls
+from gwmodule.sim.device import ANY_PORTS, SimulatedDevice
+from gwmodule.sim.machine import Machine
+from gwmodule.telemetry import Counters
+from gwmodule.uplink.dialer import GatewaySession
+from gwmodule.wire.events import (
+    ChannelAccepted,
+    ChannelEnded,
+    ChannelWritable,
+    Event,
+    MessageReceived,
+)
+from gwmodule.wire.frames import CredentialMode, TlsMode
+from gwmodule.wire.messages import Call, Cancel, Credential, Progress, Result
+from tests.uplink.peers import peers, until
+
+ADDRESS = IPv4Address("192.0.2.7")
+MAC = b"\x02\0\0\0\0\x07"
+UUID_1 = UUID("55e3ae13-bfd2-61bb-17a0-88aedd7037ea")
+PASSWORD = "P@ssw0rd"
+
+
+@dataclass
+class Home:
+    """A gateway that has nothing but calls, and one simulated PC behind it."""
+
+    device: SimulatedDevice
+    calls: Calls = field(init=False)
+    counters: Counters = field(default_factory=Counters)
+    up: int = 0
+    forbidden: bool = False
+    dialled: int = 0
+
+    async def dial(self, address: IPv4Address, port: int, mac: bytes) -> socket.socket:
+        self.dialled += 1
+        if self.forbidden:
+            raise PolicyRefused("other-mac", f"{address} has another MAC")
+        ports = {16992: self.device.ports.wsman, 16993: self.device.ports.wsman_tls}
+        sock = socket.socket()
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", ports[port]))
+        return sock
+
+    def session_up(self, session: GatewaySession, fresh: bool) -> None:
+        self.up += 1
+
+    def session_event(self, session: GatewaySession, event: Event) -> None:
+        match event:
+            case MessageReceived(Call() as call):
+                self.calls.start(session, call)
+            case MessageReceived(Cancel(number)):
+                self.calls.cancel(session, number)
+            case ChannelAccepted(channel) | ChannelWritable(channel):
+                self.calls.writable(session, channel)
+            case ChannelEnded(channel):
+                self.calls.ended(session, channel)
+            case _:
+                pass
+
+
+@contextlib.asynccontextmanager
+async def home(directory: Path) -> AsyncIterator[tuple[Home, Session]]:
+    machine = Machine(UUID_1, PASSWORD, now=asyncio.get_running_loop().time())
+    machine.activate()
+    device = SimulatedDevice("127.0.0.1", machine, ports=ANY_PORTS)
+    async with device, peers(directory) as msp:
+        made = Home(device)
+        made.calls = Calls(
+            made.dial, lambda address, reason: 0, lambda *_: False, msp.group, made.counters
+        )
+        msp.start_dialer(msp.config(), made)
+        await until(lambda: made.up)
+        session = msp.sessions.locate("gw-1")
+        assert session is not None
+        yield made, session
+
+
+async def ask(
+    session: Session,
+    device: SimulatedDevice,
+    function: str,
+    *,
+    password: str = PASSWORD,
+    uuid: UUID = UUID_1,
+    deadline: float = 10.0,
+    arguments: Any = None,
+    on_progress: Any = None,
+) -> tuple[Code, Any, Result]:
+    realm = device.machine.realm
+    result = await session.call(
+        function=function,
+        arguments=json.dumps(arguments or {}).encode(),
+        address=ADDRESS,
+        mac=MAC,
+        uuid=uuid,
+        credential=Credential(
+            CredentialMode.HA1, "admin", digest.ha1("admin", realm, password), realm
+        ),
+        tls=TlsMode.OFF,
+        deadline=deadline,
+        on_progress=on_progress,
+    )
+    return result.code, json.loads(result.body), result
+
+
+async def test_a_function_runs_on_the_lan_and_its_result_comes_back(tmp_path: Path) -> None:
+    async with home(tmp_path) as (made, session):
+        code, body, result = await ask(session, made.device, "identity.get")
+        assert code is Code.OK
+        assert body["uuid"] == str(UUID_1)
+        assert result.exchanges > 1
+        assert made.counters["calls_ok"] == 1
+
+
+async def test_an_unknown_function_names_its_neighbours(tmp_path: Path) -> None:
+    async with home(tmp_path) as (made, session):
+        code, body, _ = await ask(session, made.device, "power.got")
+        assert code is Code.UNKNOWN_FUNCTION
+        assert "power.get" in body["error"]
+        assert made.dialled == 0
+
+
+async def test_an_argument_out_of_range_never_reaches_the_device(tmp_path: Path) -> None:
+    async with home(tmp_path) as (made, session):
+        code, body, _ = await ask(session, made.device, "power.set", arguments={"state": "explode"})
+        assert code is Code.BAD_ARGUMENT
+        assert "explode" in body["error"]
+        code, body, _ = await ask(session, made.device, "power.get", arguments=[1])
+        assert code is Code.BAD_ARGUMENT
+        assert made.dialled == 0
+
+
+async def test_a_wrong_password_is_said_once_and_kept_out_of_everything(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with home(tmp_path) as (made, session):
+        secret = digest.ha1("admin", made.device.machine.realm, "wrong")
+        code, body, _ = await ask(session, made.device, "power.get", password="wrong")
+        assert code is Code.AUTHENTICATION
+        assert secret not in json.dumps(body)
+        assert secret not in caplog.text
+
+
+async def test_another_pc_at_the_address_is_refused_before_power(tmp_path: Path) -> None:
+    other = UUID("00112233-4455-6677-8899-aabbccddeeff")
+    async with home(tmp_path) as (made, session):
+        code, body, _ = await ask(
+            session, made.device, "power.set", uuid=other, arguments={"state": "reset"}
+        )
+        assert code is Code.IDENTITY_MISMATCH
+        assert str(UUID_1) in body["error"]
+        assert str(other) in body["error"]
+
+
+async def test_what_the_policy_forbids_is_refused_by_name(tmp_path: Path) -> None:
+    async with home(tmp_path) as (made, session):
+        made.forbidden = True
+        code, body, _ = await ask(session, made.device, "power.get")
+        assert code is Code.REFUSED_POLICY
+        assert body["rule"] == "other-mac"
+
+
+def stub(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+    function = Function("test.stub", "For the test.", run=run)
+    monkeypatch.setitem(CATALOGUE, "test.stub", function)
+
+
+async def test_a_call_ends_at_its_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(client: Any, arguments: Any, context: Any) -> Any:
+        await asyncio.sleep(60)
+
+    stub(monkeypatch, never)
+    async with home(tmp_path) as (made, session):
+        code, body, _ = await ask(session, made.device, "test.stub", deadline=0.2)
+        assert code is Code.DEADLINE
+        assert "0.2 s" in body["error"]
+
+
+async def test_a_cancelled_call_stops_on_the_gateway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = asyncio.Event()
+
+    async def never(client: Any, arguments: Any, context: Any) -> Any:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            stopped.set()
+
+    stub(monkeypatch, never)
+    async with home(tmp_path) as (made, session):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await ask(session, made.device, "test.stub")
+        await asyncio.wait_for(stopped.wait(), 5)
+        await until(lambda: made.counters["calls_cancelled"] == 1)
+
+
+async def test_one_call_at_a_time_for_each_device_and_a_bound_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, most = 0, 0
+
+    async def count(client: Any, arguments: Any, context: Any) -> Any:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.002)
+        running -= 1
+        return {}
+
+    stub(monkeypatch, count)
+    async with home(tmp_path) as (made, session):
+        calls = [ask(session, made.device, "test.stub") for _ in range(MAX_CALLS + 10)]
+        codes = [code for code, _, _ in await asyncio.gather(*calls)]
+        assert most == 1
+        assert codes.count(Code.OK) == MAX_CALLS
+        assert codes.count(Code.LIMIT) == 10
+        assert len(made.calls) == 0
+
+
+async def test_a_bug_in_a_function_is_an_answer_and_not_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(client: Any, arguments: Any, context: Any) -> Any:
+        raise KeyError("a bug")
+
+    stub(monkeypatch, broken)
+    async with home(tmp_path) as (made, session):
+        code, body, _ = await ask(session, made.device, "test.stub")
+        assert code is Code.INTERNAL
+        assert "see its log" in body["error"]
+        code, _, _ = await ask(session, made.device, "power.get")
+        assert code is Code.OK
+
+
+async def test_progress_and_a_large_result_arrive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = ["r" * 100] * 5000
+    heard: list[Progress] = []
+
+    async def long(client: Any, arguments: Any, context: Any) -> Any:
+        context.progress(1, 2, "half")
+        return {"records": records}
+
+    stub(monkeypatch, long)
+    async with home(tmp_path) as (made, session):
+        code, body, _ = await ask(session, made.device, "test.stub", on_progress=heard.append)
+        assert code is Code.OK
+        assert body["records"] == records
+        assert [(p.done, p.total, p.step) for p in heard] == [(1, 2, "half")]
