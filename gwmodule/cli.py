@@ -7,7 +7,9 @@ Data goes to stdout, everything else to stderr.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import pwd
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,10 @@ from gwmodule.errors import ConfigError, GatewayError
 OK = 0
 FAILED = 1
 BAD_CONFIG = 78  # EX_CONFIG of sysexits.h; systemd and procd do not restart on it.
-DEFAULT_CONFIG = "/etc/gwmodule/gwmodule.toml"
+UCI_CONFIG = "/etc/config/gwmodule"
+TOML_CONFIG = "/etc/gwmodule/gwmodule.toml"
+DEFAULT_CONFIG = UCI_CONFIG if Path("/etc/openwrt_release").exists() else TOML_CONFIG
+OOM_SCORE = 500
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,6 +63,15 @@ def _parser() -> argparse.ArgumentParser:
             "--config", default=DEFAULT_CONFIG, metavar="FILE", help=f"default {DEFAULT_CONFIG}"
         )
         verb.set_defaults(run=run)
+        if name == "capture":
+            verb.add_argument(
+                "--allow-user",
+                action="append",
+                default=[],
+                type=_uid,
+                metavar="USER",
+                help="who may connect besides our own user and root",
+            )
         if name in ("check-config", "status", "devices", "reconnect"):
             verb.add_argument("--json", action="store_true", help="for scripts")
     return parser
@@ -80,16 +94,38 @@ def _relay(config: Config, arguments: argparse.Namespace) -> int:
     from gwmodule.telemetry import start_logging
 
     _require_runnable(config, arguments.config)
+    _be_expendable()
     start_logging(config.log.level)
     return run_relay(config)
 
 
 def _capture(config: Config, arguments: argparse.Namespace) -> int:
-    from gwmodule.capture.service import main as run_capture
+    try:
+        from gwmodule.capture.service import main as run_capture
+    except ModuleNotFoundError as exc:
+        raise ConfigError(
+            arguments.config, "capture.enabled", "gwmodule-capture is not installed"
+        ) from exc
     from gwmodule.telemetry import start_logging
 
+    _be_expendable()
     start_logging(config.log.level)
-    return run_capture(config)
+    return run_capture(config, frozenset(arguments.allow_user))
+
+
+def _uid(user: str) -> int:
+    try:
+        return int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"no user {user!r}") from None
+
+
+def _be_expendable() -> None:
+    """The router must outlive us; procd has no setting for this. Raising it needs no privilege."""
+    score = Path("/proc/self/oom_score_adj")
+    with contextlib.suppress(OSError, ValueError):
+        if int(score.read_text()) < OOM_SCORE:
+            score.write_text(str(OOM_SCORE))
 
 
 def _check_config(config: Config, arguments: argparse.Namespace) -> int:

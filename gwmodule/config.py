@@ -1,8 +1,8 @@
 """Every setting, its default and its bounds, in one tree of frozen dataclasses.
 
 The same schema reads TOML files and OpenWrt UCI sections (docs/configuration.md): a branch is a
-table or a section, a leaf is a scalar or a list of strings. Unknown keys are errors, because a misspelt
-security setting that is silently ignored is worse than a service that does not start.
+table or a section, a leaf is a scalar or a list of strings. Unknown keys are errors, because a
+misspelt security setting that is silently ignored is worse than a service that does not start.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gwmodule import uci
 from gwmodule.errors import ConfigError
 
 MAX_FILE = 64 * 1024  # A gateway's configuration is under 2 KiB; more is a wrong file.
@@ -177,7 +178,10 @@ class Config:
 
 
 def load(path: Path) -> Config:
-    """Read a TOML file; every problem is a ConfigError that names file, key and cure."""
+    """Read a TOML file, or a UCI file, which has no suffix: `uci` takes no dot in a name.
+
+    Every problem is a ConfigError that names file, key and cure.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE + 1)
@@ -186,8 +190,11 @@ def load(path: Path) -> Config:
     if len(data) > MAX_FILE:
         raise ConfigError(str(path), "", f"larger than {MAX_FILE} bytes")
     try:
-        tree = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        text = data.decode()
+        tree = tomllib.loads(text) if path.suffix else uci.tree(text, Config, str(path))
+    except UnicodeDecodeError as exc:
+        raise ConfigError(str(path), "", f"not UTF-8: {exc}") from exc
+    except (tomllib.TOMLDecodeError, RecursionError) as exc:
         raise ConfigError(str(path), "", f"not TOML: {exc}") from exc
     return parse(tree, str(path))
 
