@@ -75,3 +75,98 @@ async def test_power_is_changed_after_the_uuid_was_checked(
     result = await call(client, "power.set", state="reset", wait=2)
     assert result["verified"]
     assert ("AMT_SetupAndConfigurationService", "getuuid") in recorded.asked
+
+
+async def test_inventory_and_the_class_that_was_not_recorded(client: WsmanClient) -> None:
+    result = await call(client, "inventory.get")
+    assert result["uuid"] == str(THEIR_UUID)
+    assert result["version"] == "12.0.67"
+    assert result["chassis"] == [
+        {
+            "manufacturer": "Intel(R) Client Systems",
+            "model": "NUC9V7QNX",
+            "serial": "JRQN0243007J",
+            "version": "K47174-402",
+        }
+    ]
+    assert result["boards"][0]["model"] == "NUC9V7QNB"
+    assert result["bios"] == [
+        {
+            "manufacturer": "Intel Corp.",
+            "version": "QNCFLX70.0054.2020.0810.2227",
+            "released": "2020-08-10T00:00:00Z",
+        }
+    ]
+    assert result["processors"][0] == {
+        "name": "CPU 0",
+        "family": 198,
+        "stepping": "13",
+        "clock": 2400,
+        "max_clock": 8300,
+        "status": 1,
+        "status_name": "enabled",
+        "brand": "Intel(R) Core(TM) i7-9850H CPU @ 2.60GHz",
+    }
+    assert [module["serial"] for module in result["memory"]] == ["E0E8D670", "E0E8D070"]
+    assert result["memory"][0] | {"serial": ""} == {
+        "bank": "BANK 0",
+        "size": 16 * 1024**3,
+        "type": 26,
+        "type_name": "DDR4",
+        "form_factor": 13,
+        "form_factor_name": "SODIMM",
+        "speed": 2400,
+        "max_speed": 2400,
+        "manufacturer": "859B",
+        "part": "CT16G4SFD824A.M16FE",
+        "serial": "",
+    }
+    assert [disk["size"] for disk in result["disks"]] == [960_197_124_000, 500_107_862_000]
+    assert result["missing"] == []
+
+
+async def test_general_settings(client: WsmanClient) -> None:
+    result = await call(client, "general.get")
+    assert result["os_name"] == "Test Host OS FQDN"
+    assert result["network_enabled"] is True
+    assert result["ddns_enabled"] is False
+    assert (result["power_source"], result["power_source_name"]) == (0, "AC")
+    assert result["idle_wake_timeout"] == 1
+
+
+async def test_network_ports(client: WsmanClient) -> None:
+    wired, wireless = (await call(client, "network.get"))["ports"]
+    assert wired["mac"] == "00:be:43:d8:22:a4"
+    assert wired["dhcp"] is wired["link"] is True
+    assert wired["gateway"] == "192.168.6.1"
+    assert wired["dns"] == ["192.168.6.1"]
+    assert [each["name"] for each in wired["link_policy"]] == ["S0/AC", "Sx/AC"]
+    assert (wireless["connection_name"], wireless["link"]) == ("wireless", False)
+
+
+async def test_the_event_log(client: WsmanClient) -> None:
+    result = await call(client, "eventlog.get")
+    assert [event["text"] for event in result["records"]] == [
+        "authentication failed 10 times",
+        "firmware progress: PCI resource configuration",
+        "firmware progress: PCI resource configuration",
+    ]
+    assert result["records"][0]["time_text"] == "2024-01-06T03:26:27Z"
+    assert result["records"][0]["severity_name"] == "critical"
+    assert result["capacity"] == 390
+
+
+async def test_the_audit_log(client: WsmanClient) -> None:
+    result = await call(client, "auditlog.get")
+    assert result["total"] == 2
+    assert [record["time_text"] for record in result["records"]] == [
+        "2004-01-02T01:46:22Z",
+        "2004-01-02T01:46:23Z",
+    ]
+    assert result["records"][0]["text"] == "firmware update from 12.0.40.1433 to 12.0.36.1428"
+
+
+async def test_the_clock(client: WsmanClient) -> None:
+    assert (await call(client, "time.get"))["time"] == 1704586865
+    result = await call(client, "time.sync", time=1_800_000_000)
+    assert (result["before"], result["time"]) == (1704586865, 1_800_000_000)

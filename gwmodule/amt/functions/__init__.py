@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 
-from gwmodule.amt.functions import identity, power
+from gwmodule.amt.functions import identity, inventory, logs, power, settings
 from gwmodule.amt.functions.schema import (
     Argument,
     Arguments,
@@ -37,7 +37,7 @@ __all__ = [
     "validate",
 ]
 
-_MODULES = (identity, power)
+_MODULES = (identity, power, inventory, settings, logs)
 
 CATALOGUE: dict[str, Function] = {
     function.name: function for module in _MODULES for function in module.FUNCTIONS
