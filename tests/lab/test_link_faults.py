@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ with NFCTSocket() as conntrack:
 """
 
 
-SETTINGS: dict[str, object] = {
+SETTINGS: dict[str, Any] = {
     "uplink": {"source": ""},
     "streams": {"extra_ports": [str(BULK_PORT)]},
 }
@@ -124,7 +125,8 @@ class Unkindness:
         if self._moved:
             old, new = new, old
         self._moved = not self._moved
-        lines = f"address add {new}/24 dev mgmt\naddress del {old}/24 dev mgmt\n"
+        # In this order: a second address of the same network would go with the first.
+        lines = f"address del {old}/24 dev mgmt\naddress add {new}/24 dev mgmt\n"
         lines += "route replace default via 10.20.0.1 dev mgmt table 20\n"
         self._system.lab.run("gateway", ["ip", "-batch", "-"], stdin=lines)
 
