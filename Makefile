@@ -60,8 +60,8 @@ format: $(STAMP) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## the measurements of docs/, slow
-	$(ISOLATED) -m pytest -s -m slow tests/bench
+bench: setup ## measure latency and throughput against ssh -R (needs root)
+	$(BIN)/python -m tests.bench
 
 clean: ## remove everything that was built
 	rm -rf $(VENV) .tox build dist artifacts *.egg-info

@@ -27,7 +27,7 @@ from gwmodule.sim.lab import (
     stop_on_sigterm,
     wait_for_ctrl_c,
 )
-from gwmodule.sim.services import GATEWAY, SOL_LOGIN, UUIDS, System
+from gwmodule.sim.services import GATEWAY, LOGIN, UUIDS, System
 from gwmodule.sim.topology import MACS, MANAGEMENT, NAT_WAN, PCS, TWO_WANS, WEB
 
 # A step that takes longer than this has failed, whatever it waits for.
@@ -130,7 +130,7 @@ class Demo:
         lab, uuid = self.system.lab, UUIDS["pc1"]
         script = ["--expect", PROMPT, "--expect", LAST_BOOT_TEXT, "--expect", PROMPT]
         script += ["--send", "uuid", "--expect", uuid, "--timeout", f"{PATIENCE:g}"]
-        sol = self.system.technician_command("sol", uuid, *SOL_LOGIN, *script)
+        sol = self.system.technician_command("sol", uuid, *LOGIN, *script)
         session = lab.start("msp", sol, log="sol")
         wait_until("the prompt over SOL", lambda: PROMPT in session.log.read_text(), PATIENCE)
         self.system.call("pc1", "power.set", "state=reset")

@@ -81,7 +81,7 @@ In another terminal:
     gwmodule-sim enter pc1 gwmodule-sim activate --control /run/lab/pc1.control
     gwmodule-sim enter msp gwmodule-msp identify {GATEWAY} {MACS["pc1"]} {login}
     gwmodule-sim enter msp gwmodule-msp call {uuid} power.get {login}
-    gwmodule-sim enter msp gwmodule-msp sol {uuid} {login} --allow-clear-text
+    gwmodule-sim enter msp gwmodule-msp sol {uuid} {login}
     gwmodule-sim enter isp nft add element ip portal admitted "{{ {SUBSCRIBER} }}"
 Logs are in /run/lab/logs of every host."""
 

@@ -32,8 +32,6 @@ GATEWAY = "home-1"
 USER = "admin"
 PASSWORD = "P@ssw0rd-Lab"
 LOGIN = ("--user", USER, "--password-file", str(PASSWORD_FILE))
-# The firmware offers TLS too, and the terminal speaks only the plain port's protocol yet.
-SOL_LOGIN = (*LOGIN, "--allow-clear-text")
 UUIDS = {
     "pc1": "8f1b2c3d-0a1b-4c2d-9e3f-00005e005301",
     "pc2": "8f1b2c3d-0a1b-4c2d-9e3f-00005e005302",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from gwmodule.sim.hosts import DIRECTORY, Lab, wait_until
-from gwmodule.sim.services import SOL_LOGIN, UUIDS, System
+from gwmodule.sim.services import LOGIN, UUIDS, System
 from gwmodule.sim.topology import TWO_WANS
 from tests.lab.conftest import bring_up
 
@@ -64,7 +64,7 @@ def test_status_tells_memory_and_time_to_the_link(system: System) -> None:
 def test_the_gateway_writes_no_file_but_its_sockets_under_run(system: System) -> None:
     for pc, name in UUIDS.items():
         assert system.call(pc, "power.get"), name
-    system.technician("sol", UUIDS["pc2"], *SOL_LOGIN, "--expect", "login:", "--timeout", "10")
+    system.technician("sol", UUIDS["pc2"], *LOGIN, "--expect", "login:", "--timeout", "10")
     os.kill(process(system, f"^{re.escape(sys.executable)} -m gwmodule run"), signal.SIGTERM)
     wait_until("the end of strace", lambda: not system.lab.services["gwmodule"].alive, 10)
     trace = TRACE.read_text()

@@ -6,7 +6,7 @@ import pytest
 
 from gwmodule.sim.demo import CONNECT
 from gwmodule.sim.hosts import Lab
-from gwmodule.sim.services import LOGIN, SOL_LOGIN, UUIDS, System
+from gwmodule.sim.services import LOGIN, UUIDS, System
 from gwmodule.sim.topology import (
     BOX_LAN,
     MACS,
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
 
 
 def sol_answers(system: System, pc: str, prompt: str) -> bool:
-    result = system.technician("sol", UUIDS[pc], *SOL_LOGIN, "--expect", prompt, "--timeout", "15")
+    result = system.technician("sol", UUIDS[pc], *LOGIN, "--expect", prompt, "--timeout", "15")
     return result.returncode == 0 and prompt in result.stdout
 
 
