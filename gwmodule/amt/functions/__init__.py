@@ -7,7 +7,18 @@ from __future__ import annotations
 
 import difflib
 
-from gwmodule.amt.functions import identity, inventory, logs, power, settings
+from gwmodule.amt.functions import (
+    alarm,
+    boot,
+    generic,
+    identity,
+    inventory,
+    logs,
+    power,
+    redirection,
+    settings,
+    storage,
+)
 from gwmodule.amt.functions.schema import (
     Argument,
     Arguments,
@@ -37,7 +48,7 @@ __all__ = [
     "validate",
 ]
 
-_MODULES = (identity, power, inventory, settings, logs)
+_MODULES = (identity, power, boot, inventory, settings, logs, redirection, alarm, storage, generic)
 
 CATALOGUE: dict[str, Function] = {
     function.name: function for module in _MODULES for function in module.FUNCTIONS

@@ -22,6 +22,8 @@ from gwmodule.errors import AmtError, BadArgument, Code
 # A call's arguments fit a frame; this is what one text or one block of data of them may take.
 MAX_TEXT = 4096
 MAX_DATA = 64 * 1024
+# A reference inside a reference's selector inside a parameter; nothing in AMT is deeper.
+MAX_NESTING = 8
 
 
 class NotSupported(AmtError):
@@ -91,10 +93,11 @@ class Kind(enum.StrEnum):
     INTEGER = "integer"
     BOOLEAN = "boolean"
     CHOICE = "choice"  # A name of `choices`, or its raw number.
+    NAME = "name"  # One of `names`.
     UUID = "uuid"
     DATA = "data"  # Bytes, as base64.
     OBJECT = "object"  # Names and values, as the class of the call has them.
-    LIST = "list"
+    LIST = "list"  # In results only.
 
 
 REQUIRED = object()
@@ -114,6 +117,7 @@ class Argument:
     low: int = 0
     high: int = 0xFFFFFFFF
     choices: Mapping[str, int] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
     unit: str = ""
 
     def parse(self, value: Any) -> Any:
@@ -132,6 +136,8 @@ class Argument:
             case Kind.CHOICE:
                 names = (f"{name} ({number})" for name, number in self.choices.items())
                 return f"one of {', '.join(names)}"
+            case Kind.NAME:
+                return f"one of {', '.join(self.names)}"
             case Kind.TEXT:
                 return f"a text of {self.low} to {min(self.high, MAX_TEXT)} characters"
             case Kind.DATA:
@@ -141,9 +147,9 @@ class Argument:
             case Kind.UUID:
                 return "a UUID"
             case Kind.OBJECT:
-                return "an object of names and values"
+                return f"an object of names and values, at most {MAX_NESTING} deep"
             case Kind.LIST:
-                return "a list"
+                return "nothing"
 
     def as_json(self) -> Result:
         described: Result = {
@@ -154,11 +160,14 @@ class Argument:
             "allowed": self.allowed,
         }
         if self.default is not REQUIRED:
-            described["default"] = self.default
+            plain = self.default is None or isinstance(self.default, (str, int, dict))
+            described["default"] = self.default if plain else str(self.default)
         if self.unit:
             described["unit"] = self.unit
         if self.choices:
             described["choices"] = dict(self.choices)
+        if self.names:
+            described["names"] = list(self.names)
         return described
 
 
@@ -255,6 +264,10 @@ def _choice(argument: Argument, value: Any) -> Any:
     return number if number in argument.choices.values() else _WRONG
 
 
+def _name(argument: Argument, value: Any) -> Any:
+    return value if isinstance(value, str) and value in argument.names else _WRONG
+
+
 def _boolean(argument: Argument, value: Any) -> Any:
     if isinstance(value, str):
         value = {"true": True, "false": False}.get(value.lower(), value)
@@ -285,20 +298,23 @@ def _data(argument: Argument, value: Any) -> Any:
 
 
 def _object(argument: Argument, value: Any) -> Any:
-    return value if isinstance(value, dict) else _WRONG
+    return value if isinstance(value, dict) and _is_shallow(value) else _WRONG
 
 
-def _list(argument: Argument, value: Any) -> Any:
-    return value if isinstance(value, list) else _WRONG
+def _is_shallow(value: Any, depth: int = MAX_NESTING) -> bool:
+    if not isinstance(value, (dict, list)):
+        return True
+    members = value.values() if isinstance(value, dict) else value
+    return depth > 0 and all(_is_shallow(member, depth - 1) for member in members)
 
 
 _PARSERS: dict[Kind, Callable[[Argument, Any], Any]] = {
     Kind.INTEGER: _integer,
     Kind.CHOICE: _choice,
+    Kind.NAME: _name,
     Kind.BOOLEAN: _boolean,
     Kind.TEXT: _text,
     Kind.UUID: _uuid,
     Kind.DATA: _data,
     Kind.OBJECT: _object,
-    Kind.LIST: _list,
 }
