@@ -198,6 +198,16 @@ class Recordings:
             answer = re.sub(rb"(EnumerationContext>)[^<]+", rb"\1END", answer)
         return soap(answer)
 
+    def classes(self, operation: str) -> list[str]:
+        return [cls for cls, recorded in self._answers if recorded == operation]
+
+    def texts(self, cls: str, operation: str) -> list[str]:
+        """The texts of the instances in document order, addresses of references included."""
+        body = ElementTree.fromstring(self._answers[cls, operation])[1]
+        root = body[0] if operation == "get" else body.find(".//{*}Items")
+        assert root is not None
+        return [text for text in (each.strip() for each in root.itertext()) if text]
+
 
 def recordings() -> Recordings:
     """The recordings, or a skip that says why; in CI they must be there."""

@@ -2,14 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 from uuid import UUID
 
 import pytest
 
 from gwmodule.amt.client import WsmanClient
-from gwmodule.amt.functions import CATALOGUE, Context, Result, validate
+from gwmodule.amt.functions import Context, NotSupported, Result
+from gwmodule.errors import DeviceRefused
 from gwmodule.wire.frames import CredentialMode
 from gwmodule.wire.messages import Credential
+from tests.amt.device import run
 from tests.amt.replay import (
     PASSWORD,
     SERVER,
@@ -38,10 +41,8 @@ async def client(recorded: Recordings) -> AsyncIterator[WsmanClient]:
             yield client
 
 
-async def call(client: WsmanClient, name: str, **arguments: object) -> Result:
-    function = CATALOGUE[name]
-    context = Context(sleep=asyncio.sleep, uuid=THEIR_UUID)
-    return await function.run(client, validate(function, arguments), context)
+async def call(client: WsmanClient, name: str, /, **arguments: Any) -> Result:
+    return await run(client, name, Context(sleep=asyncio.sleep, uuid=THEIR_UUID), **arguments)
 
 
 async def test_identity(client: WsmanClient) -> None:
@@ -170,3 +171,76 @@ async def test_the_clock(client: WsmanClient) -> None:
     assert (await call(client, "time.get"))["time"] == 1704586865
     result = await call(client, "time.sync", time=1_800_000_000)
     assert (result["before"], result["time"]) == (1704586865, 1_800_000_000)
+
+
+async def test_a_boot_goes_through_all_its_steps(client: WsmanClient, recorded: Recordings) -> None:
+    result = await call(client, "boot.once", device="pxe", sol=True)
+    assert result["requested_name"] == "reset"
+    assert {
+        ("AMT_BootCapabilities", "get"),
+        ("AMT_BootSettingData", "put"),
+        ("CIM_BootConfigSetting", "changebootorder"),
+        ("CIM_BootService", "setbootconfigrole"),
+        ("CIM_PowerManagementService", "requestpowerstatechange"),
+    } <= recorded.asked
+
+
+async def test_redirection_and_kvm(client: WsmanClient) -> None:
+    result = await call(client, "redirection.get")
+    assert (result["state_name"], result["listener"]) == ("IDE-R and SOL", True)
+    assert (result["kvm_state"], result["kvm"], result["kvm_consent"]) == (6, True, True)
+    assert (await call(client, "redirection.set", sol=False, listener=False))["state"] == 32771
+
+
+async def test_consent(client: WsmanClient) -> None:
+    result = await call(client, "consent.get")
+    assert (result["required_name"], result["state_name"]) == ("never", "not started")
+    assert (result["code_timeout"], result["display_timeout"]) == (120, 300)
+    # Recorded while no consent was wanted: each method answers 2.
+    for name, arguments in {
+        "consent.start": {},
+        "consent.send": {"code": 123456},
+        "consent.cancel": {},
+    }.items():
+        with pytest.raises(DeviceRefused, match="invalid state"):
+            await call(client, name, **arguments)
+
+
+async def test_alarms(client: WsmanClient, recorded: Recordings) -> None:
+    assert (await call(client, "alarm.list"))["alarms"] == [
+        {"name": "testalarm", "time_text": "testdatetime", "interval": None, "once": True}
+    ]
+    await call(client, "alarm.add", name="testalarm", time=1_800_000_000)
+    await call(client, "alarm.delete", name="testalarm")
+    assert ("IPS_AlarmClockOccurrence", "delete") in recorded.asked
+
+
+async def test_storage_of_firmware_that_has_none(client: WsmanClient) -> None:
+    with pytest.raises(NotSupported, match=r"AMT 12\.0\.67 .* ended with AMT 11"):
+        await call(client, "nvm.list", enterprise="ACME")
+
+
+async def test_every_recorded_instance_comes_out_with_its_values(
+    client: WsmanClient, recorded: Recordings
+) -> None:
+    for cls in recorded.classes("get"):
+        found = (await call(client, "wsman.get", **{"class": cls}))["instance"]
+        texts = [text for value in found.values() for text in flat(value)]
+        assert texts == recorded.texts(cls, "get"), cls
+
+
+async def test_every_recorded_page_comes_out_with_its_values(
+    client: WsmanClient, recorded: Recordings
+) -> None:
+    for cls in recorded.classes("pull"):
+        found = (await call(client, "wsman.enumerate", **{"class": cls}))["instances"]
+        texts = [text for each in found for value in each.values() for text in flat(value)]
+        assert texts == recorded.texts(cls, "pull"), cls
+
+
+def flat(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [text for each in value.values() for text in flat(each)]
+    if isinstance(value, list):
+        return [text for each in value for text in flat(each)]
+    return [value] if value else []
