@@ -153,7 +153,7 @@ def build_open(priority: Priority, limit: int, target: Target) -> bytes:
                 "uuid": target.uuid.bytes,
                 "hold": target.hold,
             }
-        case ResultTarget():
+        case _:
             kind, body = ChannelKind.RESULT, {"call": target.call}
     return _build(
         FrameType.OPEN, {"kind": kind, "priority": priority, "limit": limit, "target": body}
@@ -336,7 +336,7 @@ def build_message(message: Message) -> bytes:
                 "detached": message.detached,
                 "body": message.body,
             }
-        case Cancel():
+        case _:
             frame_type, body = FrameType.CANCEL, {"call": message.call}
     payload = _build(frame_type, body)
     if len(payload) > MAX_PAYLOAD:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gwmodule.config import LivenessConfig, MuxConfig
 from gwmodule.errors import ChannelStateError, Code
@@ -92,6 +92,23 @@ class SessionMachine(RuleBasedStateMachine):
         self.messages_received: dict[Side, int] = dict.fromkeys(Side, 0)
         for mux in self.muxes.values():
             mux.attach(0, self.now)
+
+    @initialize(bulk=st.booleans(), cut=st.booleans())
+    def begin(self, bulk: bool, cut: bool) -> None:
+        """Most runs should be about streams that carry data, on links that break."""
+        for side in Side:
+            self.open(side, bulk)
+        self.exchange()
+        for _ in self.lives:
+            self.answer(0, refuse=False)
+        self.exchange()
+        for side in Side:
+            self.send(side, 1, 300)
+            self.send(side, 2, 20)
+            if cut:
+                self.pull(side, EVERYTHING)
+        if cut:
+            self.cut(50, 90)
 
     # ---- what the owners do -------------------------------------------------------------------
 
@@ -198,17 +215,27 @@ class SessionMachine(RuleBasedStateMachine):
     def arrive(self, side: Side, size: int) -> None:
         self.carry(side, size)
 
+    @precondition(lambda self: self.attached)
+    @rule()
+    def exchange(self) -> None:
+        """Both speak, hear and react once."""
+        for side in Side:
+            self.pull(side, EVERYTHING)
+        for side in Side:
+            self.carry(side, len(self.wire[side]))
+            self.take_events(other(side))
+
     @rule(side=st.sampled_from(Side))
     def take_events(self, side: Side) -> None:
         while (event := self.muxes[side].next_event()) is not None:
             self.handle(side, event)
 
     @precondition(lambda self: self.attached)
-    @rule(kept_up=st.integers(0, 3000), kept_down=st.integers(0, 3000))
-    def cut(self, kept_up: int, kept_down: int) -> None:
-        """Some of what was on its way still arrives, half a frame perhaps; the rest is lost."""
-        self.carry(Side.GATEWAY, kept_up)
-        self.carry(Side.MSP, kept_down)
+    @rule(up=st.integers(0, 100), down=st.integers(0, 100))
+    def cut(self, up: int, down: int) -> None:
+        """So many per cent of what was on its way still arrive; half a frame perhaps."""
+        self.carry(Side.GATEWAY, len(self.wire[Side.GATEWAY]) * up // 100)
+        self.carry(Side.MSP, len(self.wire[Side.MSP]) * down // 100)
         for side in Side:
             self.wire[side].clear()
             self.muxes[side].detach()
@@ -230,6 +257,7 @@ class SessionMachine(RuleBasedStateMachine):
         if self.attached and not all(mux.attached for mux in self.muxes.values()):
             self.cut(0, 0)
 
+    @precondition(lambda self: len(self.lives) > 5)
     @rule()
     def lose_the_session(self) -> None:
         for side in Side:
@@ -357,7 +385,7 @@ class SessionMachine(RuleBasedStateMachine):
 
 TestSession = SessionMachine.TestCase
 TestSession.settings = settings(
-    max_examples=60,
+    max_examples=150,
     stateful_step_count=60,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
