@@ -13,7 +13,7 @@ PROGRAMS := ip=iproute2 nft=nftables dnsmasq=dnsmasq-base udhcpc=udhcpc amtterm=
 	strace=strace setpriv=util-linux
 
 .DEFAULT_GOAL := help
-.PHONY: help setup programs demo lab test test-lab check format bench clean
+.PHONY: help setup programs demo lab test test-lab check format bench ipk clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -62,6 +62,12 @@ format: $(STAMP) ## rewrite the code in the project's format
 
 bench: setup ## measure latency and throughput against ssh -R (needs root)
 	$(BIN)/python -m tests.bench
+
+ipk: $(STAMP) ## the packages for OpenWrt 24.10 and their index, into dist/ipk
+	rm -rf build/ipk
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --require-hashes \
+	  --target build/ipk -r openwrt/requirements.txt
+	$(BIN)/python openwrt/mkipk.py --vendor build/ipk --output dist/ipk
 
 clean: ## remove everything that was built
 	rm -rf $(VENV) .tox build dist artifacts *.egg-info

@@ -1,0 +1,1 @@
+# Nothing: the SDK downloads the source archive, `make ipk` has the wheel.
