@@ -29,8 +29,12 @@ from gwmodule.amt.redirection import (
 _CHUNK = 8192
 
 
+_PERIOD = 20 * 1024 * 1024
+
+
 def content(seed: int, size: int) -> bytes:
-    return random.Random(seed).randbytes(size)
+    """What a source sends; beyond 20 MiB it repeats itself."""
+    return random.Random(seed).randbytes(min(size, _PERIOD))
 
 
 def source(address: str, port: int, seed: int, size: int, rate: int) -> None:
@@ -42,7 +46,8 @@ def source(address: str, port: int, seed: int, size: int, rate: int) -> None:
             with connection:
                 started = time.monotonic()
                 for offset in range(0, size, _CHUNK):
-                    connection.sendall(data[offset : offset + _CHUNK])
+                    start = offset % len(data)
+                    connection.sendall(data[start : start + _CHUNK])
                     ahead = (offset + _CHUNK) / rate - (time.monotonic() - started)
                     if ahead > 0:
                         time.sleep(ahead)

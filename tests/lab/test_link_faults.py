@@ -9,6 +9,7 @@ import os
 import random
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from gwmodule.sim.hosts import Lab, LabError, Service, wait_until
-from gwmodule.sim.services import PASSWORD, UUIDS, System
+from gwmodule.sim.services import CONFIG, PASSWORD, UUIDS, System, merged, toml
 from gwmodule.sim.topology import MANAGEMENT, TWO_WANS
 from tests.lab.conftest import bring_up
 from tests.lab.far_ends import content
@@ -75,6 +76,10 @@ def forward(system: System, pc: str, port: int, local: int, *options: str) -> Se
 
     wait_until(f"the forwarded port {local}", listens, 15)
     return service
+
+
+def wait_listening(service: Service) -> None:
+    wait_until("the device listens", lambda: "listening" in service.log.read_text(), 20)
 
 
 def start(system: System, host: str, name: str, *arguments: str) -> Service:
@@ -137,10 +142,11 @@ def expected_screen(lines: int) -> str:
 
 def test_a_hundred_cuts_lose_and_double_nothing(system: System) -> None:
     lines = 30 * CUTS
-    start(
+    source = start(
         system, "pc2", "source", "source", system.lab.address("pc2"), str(BULK_PORT), "7",
         str(BULK_SIZE), str(max(BULK_SIZE // (2 * CUTS), 100_000)),
     )  # fmt: skip
+    wait_listening(source)
     for pc, port, local, options in (
         ("pc1", 16994, 26994, ["--hold"]),
         ("pc2", BULK_PORT, 26995, []),
@@ -197,6 +203,8 @@ def test_a_held_session_outlives_forty_seconds_and_an_unheld_one_says_why_not(
         held.wait_for("Hello, before", 10)
         unheld.type("before\r")
         unheld.wait_for("before", 10)
+        wait_until("all three sessions", lambda: system.status()["streams"] == 3, 15)
+        time.sleep(2)  # The console is past its login and types.
         with system.lab.wan_cut():
             time.sleep(40)
         system.wait_for_link()
@@ -213,21 +221,26 @@ def test_a_held_session_outlives_forty_seconds_and_an_unheld_one_says_why_not(
 
 def test_a_dead_line_is_found_with_full_send_buffers(system: System) -> None:
     """The default timers, not the lab's short ones: bulk is under way, then nothing comes back."""
-    start(
-        system, "pc2", "flood", "source", system.lab.address("pc2"), str(BULK_PORT), "1",
-        str(512 * 1024 * 1024), str(1 << 40),
+    # The hundred cuts' device may still hold the port.
+    port = BULK_PORT + 1
+    flood = start(
+        system, "pc2", "flood", "source", system.lab.address("pc2"), str(port), "1",
+        str(512 * 1024 * 1024), str(10 * 1024 * 1024),
     )  # fmt: skip
-    with restarted(
-        system,
-        {"liveness": {"interval": 4.0, "timeout": 12.0}, "streams": {"extra_ports": ["17995"]}},
-    ):
-        forward(system, "pc2", BULK_PORT, 27995)
+    wait_listening(flood)
+    slow = {"liveness": {"interval": 4.0, "timeout": 12.0}, "streams": {"extra_ports": [str(port)]}}
+    with restarted(system, slow):
+        forward(system, "pc2", port, 27995)
         start(system, "msp", "flood-sink", "sink", "27995", "0")
-        wait_until(
-            "bulk under way", lambda: system.status()["link"]["unacknowledged_bytes"] > 100_000, 20
-        )
+        wait_until("the stream", lambda: system.status()["streams"] == 1, 20)
+        time.sleep(1)
         with system.lab.wan_cut():
             cut_at = time.monotonic()
+
+            def full() -> bool:
+                return bool(system.status()["link"]["unacknowledged_bytes"] > 256 * 1024)
+
+            wait_until("full buffers", full, 10)
             wait_until("the link is down", lambda: not system.status()["link"]["connected"], 30)
             found = time.monotonic() - cut_at
         assert found <= 15, f"found after {found:.1f} s"
@@ -237,12 +250,11 @@ def test_a_dead_line_is_found_with_full_send_buffers(system: System) -> None:
 @contextlib.contextmanager
 def restarted(system: System, settings: dict[str, object]) -> Iterator[None]:
     """The gateway's service with other settings, and back again."""
-    system.lab.services["gwmodule"].stop()
-    system.enrol({**SETTINGS, **settings})
-    system.start_gateway()
-    try:
-        yield
-    finally:
+    before = CONFIG.read_text()
+    tree = merged(tomllib.loads(before), settings)
+    for text in (toml(tree), before):
         system.lab.services["gwmodule"].stop()
-        system.enrol(SETTINGS)
+        CONFIG.write_text(text)
         system.start_gateway()
+        if text is not before:
+            yield
