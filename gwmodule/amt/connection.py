@@ -99,10 +99,12 @@ async def connect_tls(
     """
     try:
         connection = await _connect(sock, context)
-    except (OSError, EOFError) as exc:
-        # ssl.SSLError is an OSError; a device that does not like our hello just resets.
-        reason = getattr(exc, "reason", None) or exc.strerror if isinstance(exc, OSError) else None
-        raise HandshakeFailed(f"TLS handshake: {reason or exc}") from exc
+    except ssl.SSLError as exc:
+        raise HandshakeFailed(f"TLS handshake: {exc.reason or exc}") from exc
+    except OSError as exc:
+        # Firmware that does not like our hello closes or resets, and asyncio says nothing to that.
+        reason = exc.strerror or str(exc) or "the device closed the connection"
+        raise HandshakeFailed(f"TLS handshake: {reason}") from exc
     if pin not in (NO_PIN, connection.pin):
         connection.close()
         raise TlsPinMismatch(

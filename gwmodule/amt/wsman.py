@@ -252,10 +252,13 @@ def _nested(prefix: str, name: str, value: Value) -> str:
 
 
 def _reference(value: Mapping[str, Value]) -> str:
+    selectors = value.get("SelectorSet") or {}
+    if not isinstance(selectors, Mapping):
+        raise BadArgument(f"SelectorSet is {selectors!r:.80}, must be names and values")
     return (
         f"<a:Address>{_text(value.get('Address', ANONYMOUS))}</a:Address><a:ReferenceParameters>"
         f"<w:ResourceURI>{_text(value['ResourceURI'])}</w:ResourceURI>"
-        f"{_selector_set(value.get('SelectorSet') or {})}</a:ReferenceParameters>"
+        f"{_selector_set(selectors)}</a:ReferenceParameters>"
     )
 
 
@@ -270,6 +273,8 @@ def _selector_set(selectors: Mapping[str, Value]) -> str:
 def _selector(value: Value) -> str:
     """A key may itself be a reference, as in associations."""
     if isinstance(value, Mapping):
+        if "ResourceURI" not in value:
+            raise BadArgument(f"a selector is {dict(value)!r:.80}, must be a text or a reference")
         return f"<a:EndpointReference>{_reference(value)}</a:EndpointReference>"
     return _text(value)
 

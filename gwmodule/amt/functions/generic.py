@@ -30,7 +30,7 @@ async def wsman_get(client: Wsman, arguments: Arguments, context: Context) -> Re
 
 
 async def wsman_put(client: Wsman, arguments: Arguments, context: Context) -> Result:
-    selectors, properties = _selectors(arguments), _values(arguments["properties"])
+    selectors, properties = _selectors(arguments), to_values(arguments["properties"])
     await require_identity(client, context)
     return {"instance": await client.put(arguments["class"], properties, selectors)}
 
@@ -41,7 +41,7 @@ async def wsman_enumerate(client: Wsman, arguments: Arguments, context: Context)
 
 async def wsman_invoke(client: Wsman, arguments: Arguments, context: Context) -> Result:
     cls, method = arguments["class"], arguments["method"]
-    selectors, given = _selectors(arguments), _values(arguments["arguments"])
+    selectors, given = _selectors(arguments), to_values(arguments["arguments"])
     await require_identity(client, context)
     output = await client.invoke(cls, method, given, selectors)
     value = optional_number(output, "ReturnValue")
@@ -60,7 +60,8 @@ def _selectors(arguments: Arguments) -> dict[str, Any] | None:
     return selectors or None
 
 
-def _values(value: dict[str, Any]) -> dict[str, Value]:
+def to_values(value: dict[str, Any]) -> dict[str, Value]:
+    """JSON as `amt.wsman` writes it: an object with a `class` becomes an instance of it."""
     return {name: _value(each) for name, each in value.items()}
 
 
@@ -71,8 +72,8 @@ def _value(value: Any) -> Value:
         return value
     cls = value.get("class")
     if isinstance(cls, str):
-        return Embedded(cls, _values({k: v for k, v in value.items() if k != "class"}))
-    return _values(value)
+        return Embedded(cls, to_values({k: v for k, v in value.items() if k != "class"}))
+    return to_values(value)
 
 
 _CLASS = Argument("class", Kind.TEXT, "AMT_..., IPS_... or CIM_...", low=5, high=128)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from gwmodule.amt.functions.schema import Result
 from gwmodule.amt.wsman import Instance
 from gwmodule.errors import DeviceAnswerError
+
+# No property of any class has more than 64 bits.
+_NUMBER = re.compile(r"-?[0-9]{1,20}")
 
 
 def number(instance: Instance, name: str) -> int:
@@ -21,8 +25,7 @@ def optional_number(instance: Instance, name: str) -> int | None:
     value = instance.get(name, "")
     if value == "":
         return None
-    # Longer than any 64-bit number: no device means that.
-    if not isinstance(value, str) or not value.lstrip("-").isdecimal() or len(value) > 20:
+    if not isinstance(value, str) or not _NUMBER.fullmatch(value):
         raise DeviceAnswerError(f"{name} is {str(value)[:40]!r}, expected a whole number")
     return int(value)
 

@@ -1,7 +1,11 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from gwmodule.amt import wsman
+from gwmodule.amt.functions import generic
 from gwmodule.amt.wsman import Embedded
 from gwmodule.errors import BadArgument
 from tests.amt.device import FakeDevice, run
@@ -47,3 +51,24 @@ async def test_an_object_with_a_class_is_an_instance_of_it() -> None:
 async def test_a_selector_that_is_no_text_is_refused() -> None:
     with pytest.raises(BadArgument, match="selector 'A'"):
         await run(FakeDevice(), "wsman.get", **{"class": "CIM_Thing", "selectors": {"A": 1}})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["class", "ResourceURI", "SelectorSet", "A", "b c"]), inner, max_size=3
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["A", "B", "class", "<"]), JSON))
+def test_any_json_is_an_envelope_or_a_bad_argument(arguments: dict[str, Any]) -> None:
+    try:
+        data = wsman.invoke("CIM_Thing", "Do", "1", generic.to_values(arguments))
+    except BadArgument:
+        return
+    assert wsman.parse_answer(data).name == "Do_INPUT"
