@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import datetime
 import importlib
 import json
 import logging
+import random
 import signal
 import sys
 from collections.abc import Sequence
@@ -19,7 +21,8 @@ from gwmodule.errors import GatewayError
 from gwmodule.sim.control import DEFAULT_PATH, request
 from gwmodule.sim.device import Ports, SimulatedDevice
 from gwmodule.sim.hello import HELLO_PORT, HelloTarget
-from gwmodule.sim.machine import PROFILES, Machine, Nic, Provisioning
+from gwmodule.sim.machine import Machine, Nic, Provisioning
+from gwmodule.sim.profiles import PROFILES
 from gwmodule.sim.redirection import Login
 
 # Their modules bring namespaces and a gateway along, so they are imported only to be run.
@@ -93,6 +96,18 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", choices=[p.value for p in Provisioning], default="managed")
     parser.add_argument("--profile", choices=sorted(PROFILES), default="amt12")
     parser.add_argument("--os", choices=["alive", "dead"], default="alive")
+    parser.add_argument(
+        "--bios-console",
+        choices=["always", "on-request"],
+        default="always",
+        help="when the BIOS writes to the serial line: at every boot, or if UseSOL asks for it",
+    )
+    parser.add_argument(
+        "--events", choices=["none", "full"], default="none", help="what the event log holds"
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="of consent codes and bad moods; default: the UUID"
+    )
     parser.add_argument("--hostname", default="pc", help="what the login prompt says")
     parser.add_argument("--mac", type=_mac, metavar="MAC", help="default: made from the UUID")
     parser.add_argument(
@@ -119,12 +134,17 @@ async def _run_device(args: argparse.Namespace) -> int:
         args.uuid,
         args.password,
         now=loop.time(),
+        wall=datetime.datetime.now(datetime.UTC).timestamp(),
         provisioning=Provisioning(args.state),
         profile=PROFILES[args.profile],
         nic=Nic(mac, args.bind),
         hostname=args.hostname,
         os_alive=args.os == "alive",
+        bios_speaks=args.bios_console == "always",
+        rng=random.Random(args.uuid.int if args.seed is None else args.seed),
     )
+    if args.events == "full":
+        machine.events.fill(machine.seconds)
     device = SimulatedDevice(
         args.bind,
         machine,
@@ -136,9 +156,10 @@ async def _run_device(args: argparse.Namespace) -> int:
     )
     async with device:
         ports = device.ports
+        tcp = (ports.wsman, ports.wsman_tls, ports.redirection, ports.redirection_tls)
         print(
-            f"gwmodule-sim: {args.uuid} ({args.state}) listens on {args.bind}, ports {ports.wsman}"
-            f" {ports.wsman_tls} {ports.redirection} {ports.redirection_tls} and UDP {ports.rmcp}",
+            f"gwmodule-sim: {args.uuid} ({args.state}) listens on {args.bind}, ports"
+            f" {' '.join(str(each) for each in tcp if each)} and UDP {ports.rmcp}",
             flush=True,
         )
         await stop.wait()

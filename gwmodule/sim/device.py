@@ -2,11 +2,13 @@
 
     16992 HTTP, 16993 HTTPS ------ HttpConnection --------- HttpServer ----------+
     16994, 16995 with TLS -------- RedirectionConnection -- RedirectionServer ---+
-    623/udp ---------------------- _Presence -------------- pong ----------------+--> Machine
+    623/udp ---------------------- Presence --------------- pong ----------------+--> Machine
     to port 9971, setup only ----- _send_hellos ----------- build_hello ---------+
     control socket --------------- ControlServer ---------- state, activate -----+
 
-Whatever may have changed the machine calls `changed`, which lets every session write what is due.
+Whatever may have changed the machine calls `changed`, which lets every session write what is due,
+and opens or closes the redirection ports as the machine wants it. The connections themselves are in
+connections.py.
 """
 
 from __future__ import annotations
@@ -14,46 +16,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-import email.utils
 import logging
 import os
 import secrets
+import socket
 import ssl
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
-from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
-
-import h11
+from typing import Any
 
 from gwmodule.errors import GatewayError
 from gwmodule.sim import tls
+from gwmodule.sim.connections import Connection, HttpConnection, Presence, RedirectionConnection
 from gwmodule.sim.control import ControlServer, claim
 from gwmodule.sim.hello import HelloTarget, build_hello
-from gwmodule.sim.http import MAX_BODY, HttpServer, Response
+from gwmodule.sim.http import HttpServer
 from gwmodule.sim.machine import Machine, Provisioning
-from gwmodule.sim.redirection import MAX_BACKLOG, Login, RedirectionServer
+from gwmodule.sim.profiles import Feature
+from gwmodule.sim.redirection import Login
 from gwmodule.sim.resolver import resolve
-from gwmodule.sim.rmcp import pong
 
 log = logging.getLogger(__name__)
 
 # AMT is a small computer: it has few sockets and little patience with those who hold them.
 MAX_CONNECTIONS = 32
-HTTP_IDLE = 60.0
-MAX_HEADERS = 16 * 1024
 HANDSHAKE_TIMEOUT = 10.0
 HELLO_TIMEOUT = 5.0
-# How long a closed connection may take to hand over its last bytes.
-LINGER = 2.0
-# So that what a slow console does not read waits in the RedirectionServer, which bounds it.
-WRITE_BUFFER = 4096
-# The sizes real firmware cuts its answers into: the first chunk, and those after it.
-FIRST_CHUNK = 0x220
-NEXT_CHUNK = 0x2FA
 
 
 class CannotListen(GatewayError):
@@ -62,7 +53,7 @@ class CannotListen(GatewayError):
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where the device listens; 0 lets the kernel choose."""
+    """Where the device listens; 0 lets the kernel choose, and once it runs, means closed."""
 
     wsman: int = 16992
     wsman_tls: int = 16993
@@ -110,7 +101,12 @@ class SimulatedDevice:
         self._control = control
         self._nonce = nonce
         self._http = HttpServer(machine, nonce)
-        self._connections: set[HttpConnection | RedirectionConnection] = set()
+        self._connections: set[Connection] = set()
+        # Who serves redirection; empty while its listener is off.
+        self._doors: list[asyncio.Server] = []
+        self._redirecting = machine.remote.listener
+        self._contexts: dict[str, ssl.SSLContext | None] = {}
+        self._group: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._activated = asyncio.Event()
         self._stack = contextlib.AsyncExitStack()
@@ -122,9 +118,10 @@ class SimulatedDevice:
             await self._listen(stack)
             if self._control is not None:
                 await self._open_control(stack, self._control)
+            # Last, because it would wrap what those raise.
+            self._group = await stack.enter_async_context(asyncio.TaskGroup())
             if self._hello is not None:
-                group = await stack.enter_async_context(asyncio.TaskGroup())
-                task = group.create_task(self._send_hellos(self._hello), name="hello")
+                task = self._group.create_task(self._send_hellos(self._hello), name="hello")
                 stack.callback(task.cancel)
             self._stack = stack.pop_all()
         self.changed()
@@ -149,6 +146,7 @@ class SimulatedDevice:
             return
         now = self._loop.time()
         self.machine.handle_timeout(now)
+        self._follow_listener()
         for connection in list(self._connections):
             connection.flush(now)
         if self._timer is not None:
@@ -173,17 +171,23 @@ class SimulatedDevice:
             "boots": machine.boots,
             "power_requests": machine.power_requests,
             "hurried_requests": machine.hurried_requests,
+            # What the person in front of the PC sees.
+            "consent": machine.consent.state.name.lower(),
+            "consent_code": machine.consent.code,
+            "software": machine.serial.software.value if machine.serial.software else "",
+            "last_boot_source": machine.last_plan.source or "",
+            "clock": machine.clock.seconds(self._loop.time()),
             "hello_attempts": self.hello_attempts,
             "hellos_sent": self.hellos_sent,
         }
 
-    def admit(self, connection: HttpConnection | RedirectionConnection) -> bool:
+    def admit(self, connection: Connection) -> bool:
         if len(self._connections) >= MAX_CONNECTIONS:
             return False
         self._connections.add(connection)
         return True
 
-    def dismiss(self, connection: HttpConnection | RedirectionConnection) -> None:
+    def dismiss(self, connection: Connection) -> None:
         self._connections.discard(connection)
 
     async def _listen(self, stack: contextlib.AsyncExitStack) -> None:
@@ -191,15 +195,54 @@ class SimulatedDevice:
         pem = tls.self_signed(name, datetime.datetime.now(datetime.UTC))
         context = tls.device_context(pem)
         http = partial(HttpConnection, self, self._http)
-        redirection = partial(RedirectionConnection, self, self._login, self._nonce)
         ports = self.ports
-        self.ports = Ports(
-            wsman=await self._serve(stack, http, ports.wsman, None),
-            wsman_tls=await self._serve(stack, http, ports.wsman_tls, context),
-            redirection=await self._serve(stack, redirection, ports.redirection, None),
-            redirection_tls=await self._serve(stack, redirection, ports.redirection_tls, context),
-            rmcp=await self._serve_presence(stack, ports.rmcp),
+        plain = self.machine.profile.has(Feature.PLAIN)
+        self._contexts["redirection_tls"] = context
+        if plain:
+            self._contexts["redirection"] = None
+        opened = {
+            "wsman": await self._serve(stack, http, ports.wsman, None) if plain else 0,
+            "wsman_tls": await self._serve(stack, http, ports.wsman_tls, context),
+            "rmcp": await self._serve_presence(stack, ports.rmcp),
+        }
+        stack.callback(self._close_doors)
+        for name, tls_context in self._contexts.items() if self._redirecting else ():
+            sock = _listening(self.bind, getattr(ports, name))
+            opened[name] = int(sock.getsockname()[1])
+            await self._open_door(sock, tls_context)
+        closed = {"redirection": ports.redirection if plain else 0}
+        self.ports = replace(ports, **(closed | opened))
+
+    def _follow_listener(self) -> None:
+        """The sockets listen at once, so that an answer that says so is true."""
+        if self.machine.remote.listener == self._redirecting or self._group is None:
+            return
+        self._redirecting = self.machine.remote.listener
+        if not self._redirecting:
+            self._close_doors()
+            return
+        for name, context in self._contexts.items():
+            try:
+                sock = _listening(self.bind, getattr(self.ports, name))
+            except CannotListen as exc:
+                log.warning("redirection stays closed: %s", exc)
+                continue
+            self._group.create_task(self._open_door(sock, context), name=name)
+
+    async def _open_door(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
+        factory = partial(RedirectionConnection, self, self._login, self._nonce)
+        timeout = HANDSHAKE_TIMEOUT if context else None
+        server = await self._loop.create_server(
+            factory, sock=sock, ssl=context, ssl_handshake_timeout=timeout
         )
+        self._doors.append(server)
+        if not self._redirecting or self._stopped:
+            self._close_doors()
+
+    def _close_doors(self) -> None:
+        for server in self._doors:
+            server.close()
+        self._doors.clear()
 
     async def _serve(
         self,
@@ -221,12 +264,15 @@ class SimulatedDevice:
     async def _serve_presence(self, stack: contextlib.AsyncExitStack, port: int) -> int:
         try:
             transport, _ = await self._loop.create_datagram_endpoint(
-                partial(_Presence, self), local_addr=(self.bind, port)
+                partial(Presence, self.machine, self._wsman_port), local_addr=(self.bind, port)
             )
         except OSError as exc:
             raise CannotListen(f"{self.bind} UDP port {port}: {exc.strerror or exc}") from exc
         stack.callback(transport.close)
         return int(transport.get_extra_info("sockname")[1])
+
+    def _wsman_port(self) -> int:
+        return self.ports.wsman or self.ports.wsman_tls
 
     async def _open_control(self, stack: contextlib.AsyncExitStack, path: Path) -> None:
         claim(path)
@@ -266,191 +312,15 @@ class SimulatedDevice:
         await writer.wait_closed()
 
 
-class HttpConnection(asyncio.Protocol):
-    """One client of 16992 or 16993; h11 knows HTTP, `server` what to answer."""
-
-    def __init__(self, device: SimulatedDevice, server: HttpServer) -> None:
-        self._device = device
-        self._server = server
-        self._loop = asyncio.get_running_loop()
-        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADERS)
-        self._request: h11.Request | None = None
-        self._body = bytearray()
-        self._idle: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        if not self._device.admit(self):
-            self._transport.abort()
-        self._rearm()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
-        self._device.dismiss(self)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            self._h11.receive_data(data)
-            self._take_events()
-        except h11.RemoteProtocolError as exc:
-            if self._h11.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                self._send(self._server.refuse(exc.error_status_hint))
-            self._transport.close()
-        self._rearm()
-
-    def pause_writing(self) -> None:
-        self._transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        self._transport.resume_reading()
-
-    def flush(self, now: float) -> None:
-        """An answer is written when its request is complete; nothing waits here."""
-
-    def abort(self) -> None:
-        self._transport.abort()
-
-    def _take_events(self) -> None:
-        while True:
-            event = self._h11.next_event()
-            match event:
-                case h11.Request():
-                    self._request = event
-                    self._body.clear()
-                    if self._h11.they_are_waiting_for_100_continue:
-                        go_on = h11.InformationalResponse(status_code=100, headers=[])
-                        self._transport.write(self._h11.send(go_on) or b"")
-                case h11.Data():
-                    self._body += event.data
-                    if len(self._body) > MAX_BODY:
-                        self._send(self._server.refuse(413))
-                        self._transport.close()
-                        return
-                case h11.EndOfMessage() if self._request is not None:
-                    self._answer(self._request)
-                    if self._h11.our_state is h11.MUST_CLOSE:
-                        self._transport.close()
-                        return
-                    self._h11.start_next_cycle()
-                case _:
-                    # NEED_DATA, PAUSED, ConnectionClosed: nothing more to take now.
-                    return
-
-    def _answer(self, request: h11.Request) -> None:
-        authorization = dict(request.headers).get(b"authorization", b"")
-        response = self._server.respond(
-            request.method.decode("latin-1"),
-            request.target.decode("latin-1"),
-            authorization.decode("latin-1"),
-            bytes(self._body),
-            self._loop.time(),
-        )
-        self._send(response)
-        self._device.changed()
-
-    def _send(self, response: Response) -> None:
-        headers = [("Date", email.utils.formatdate(usegmt=True)), *response.headers]
-        reason = HTTPStatus(response.status).phrase
-        head = h11.Response(status_code=response.status, headers=headers, reason=reason.encode())
-        output = [self._h11.send(head) or b""]
-        body = memoryview(response.body)
-        for piece in (body[:FIRST_CHUNK], *_cut(body[FIRST_CHUNK:], NEXT_CHUNK)):
-            output += _padded(self._h11.send_with_data_passthrough(h11.Data(data=bytes(piece))))
-        output.append(self._h11.send(h11.EndOfMessage()) or b"")
-        self._transport.write(b"".join(output))
-
-    def _rearm(self) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
-        self._idle = self._loop.call_later(HTTP_IDLE, self._transport.close)
-
-
-class RedirectionConnection(asyncio.Protocol):
-    """One console on 16994 or 16995, around one RedirectionServer."""
-
-    def __init__(self, device: SimulatedDevice, login: Login, nonce: Callable[[], str]) -> None:
-        self._device = device
-        self._loop = asyncio.get_running_loop()
-        self._server = RedirectionServer(
-            device.machine, now=self._loop.time(), login=login, nonce=nonce
-        )
-        self._timer: asyncio.TimerHandle | None = None
-        self._linger: asyncio.TimerHandle | None = None
-        self._paused = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
-        if not self._device.admit(self):
-            self._transport.abort()
-        self.flush(self._loop.time())
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._server.receive_data(b"", self._loop.time())
-        for handle in (self._timer, self._linger):
-            if handle is not None:
-                handle.cancel()
-        self._device.dismiss(self)
-        self._device.changed()
-
-    def data_received(self, data: bytes) -> None:
-        self._server.receive_data(data, self._loop.time())
-        self._device.changed()
-
-    def pause_writing(self) -> None:
-        self._paused = True
-
-    def resume_writing(self) -> None:
-        self._paused = False
-        self._device.changed()
-
-    def abort(self) -> None:
-        self._server.abort("the device stops")
-        self._transport.abort()
-
-    def flush(self, now: float) -> None:
-        server = self._server
-        server.pump(now)
-        while not self._paused and (data := server.data_to_send(MAX_BACKLOG)):
-            self._transport.write(data)
-        # A console that asks and does not read is not read either.
-        if server.pending > MAX_BACKLOG:
-            self._transport.pause_reading()
-        elif not self._transport.is_closing():
-            self._transport.resume_reading()
-        if self._timer is not None:
-            self._timer.cancel()
-        if server.closed and self._linger is None:
-            self._linger = self._loop.call_later(LINGER, self._transport.abort)
-        if server.closed and not server.pending:
-            self._transport.close()
-        elif (deadline := server.next_timeout()) is not None:
-            self._timer = self._loop.call_at(deadline, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._server.handle_timeout(self._loop.time())
-        self._device.changed()
-
-
-class _Presence(asyncio.DatagramProtocol):
-    def __init__(self, device: SimulatedDevice) -> None:
-        self._device = device
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)
-
-    def datagram_received(self, data: bytes, address: tuple[str | Any, int]) -> None:
-        if reply := pong(data, self._device.machine, self._device.ports.wsman):
-            self._transport.sendto(reply, address)
-
-
-def _cut(data: memoryview, size: int) -> list[memoryview]:
-    return [data[start : start + size] for start in range(0, len(data), size)]
-
-
-def _padded(pieces: list[bytes] | None) -> list[bytes]:
-    """h11 writes a chunk's size as `220`, firmware as `0220`."""
-    if pieces and len(pieces) == 3:
-        return [pieces[0].zfill(len(b"0220\r\n")), *pieces[1:]]
-    return pieces or []
+def _listening(address: str, port: int) -> socket.socket:
+    """A socket that takes connections from now on; CannotListen."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        sock.listen(MAX_CONNECTIONS)
+        sock.setblocking(False)
+    except OSError as exc:
+        sock.close()
+        raise CannotListen(f"{address} port {port}: {exc.strerror or exc}") from exc
+    return sock

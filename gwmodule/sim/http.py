@@ -1,4 +1,7 @@
-"""The device's HTTP server without I/O: digest authentication and the one path that matters.
+"""The device's HTTP server without I/O: digest authentication, and what answers at which path.
+
+    /wsman                      WS-Management, from AMT 3
+    /RemoteControlService ...   SOAP 1.1 (EOI), up to AMT 8
 
 Every first request is answered with 401 and `Connection: close`, as by real firmware
 (reference/amt-protocols.md 3.1). A device that is not provisioned answers nothing else.
@@ -13,8 +16,11 @@ from dataclasses import dataclass
 
 from gwmodule.amt import digest
 from gwmodule.sim.classes import identify, resources
+from gwmodule.sim.eoi import EoiServer
+from gwmodule.sim.flaky import Mood, Temper
 from gwmodule.sim.machine import USERNAME, Machine, Provisioning
-from gwmodule.sim.wsman import WsmanServer
+from gwmodule.sim.profiles import Feature
+from gwmodule.sim.wsman import Fault, WsmanServer
 
 WSMAN_PATH = "/wsman"
 MAX_BODY = 64 * 1024
@@ -32,13 +38,18 @@ _UNAUTHORIZED = (
 
 @dataclass(slots=True)
 class Response:
-    """`chunked`: in two chunks with zero-padded sizes; `close`: the connection ends with it."""
+    """`chunked`: in two chunks with zero-padded sizes; `close`: the connection ends with it.
+
+    `delay` is seconds before the first byte; `drop`: the connection is reset instead.
+    """
 
     status: int
     headers: list[tuple[str, str]]
     body: bytes
     chunked: bool = False
     close: bool = False
+    delay: float = 0.0
+    drop: bool = False
 
 
 @dataclass(slots=True)
@@ -69,13 +80,19 @@ class DigestGate:
         """Empty when `authorization` proves the administrator, else the challenge to send."""
         fields = _parse_authorization(authorization)
         if not self._proves(method, target, fields):
-            self.failures += bool(fields)
+            # A first request proves nothing and fails nothing; nor does one before activation.
+            if fields and self._machine.provisioning is Provisioning.MANAGED:
+                self.failures += 1
+                self._machine.login_judged(proved=False)
             return self.challenge(now)
         nonce = self._nonces.get(fields["nonce"])
         count = int(fields["nc"], 16)
         if nonce is None or now >= nonce.expires or count <= nonce.count:
             return self.challenge(now, stale=True)
         nonce.count = count
+        if self._machine.profile.mischief.single_use:
+            del self._nonces[fields["nonce"]]
+        self._machine.login_judged(proved=True)
         return ""
 
     def _proves(self, method: str, target: str, fields: dict[str, str]) -> bool:
@@ -106,21 +123,48 @@ class HttpServer:
     def __init__(self, machine: Machine, make_nonce: Callable[[], str]) -> None:
         self._machine = machine
         self._gate = DigestGate(machine, make_nonce)
-        self._wsman = WsmanServer(resources(machine), identify(machine))
+        mischief = machine.profile.mischief
+        self._temper = Temper(mischief, machine.rng)
+        self._wsman = WsmanServer(resources(machine), identify(machine), page=mischief.page)
+        self._eoi = EoiServer(machine)
 
     def respond(
         self, method: str, target: str, authorization: str, body: bytes, now: float
     ) -> Response:
         """One answer. `authorization` is the header's value, or empty; `now` is seconds."""
+        self._machine.handle_timeout(now)
         challenge = self._gate.check(method, target, authorization, now)
         if challenge:
             headers = [("WWW-Authenticate", challenge), ("Content-Type", "text/html")]
             return self._response(401, headers, _UNAUTHORIZED, close=True)
-        if target != WSMAN_PATH:
+        turn = self._temper.next_turn()
+        match turn.mood:
+            case Mood.DROP_BEFORE:
+                response = self._response(500, [], b"")
+            case Mood.FAULT:
+                envelope = self._wsman.fault(Fault("c:InternalError", "A bad mood.", "Receiver"))
+                response = self._soap(500, envelope)
+            case _:
+                response = self._answer(method, target, body, now)
+        response.delay = turn.delay
+        response.drop = turn.mood in (Mood.DROP_BEFORE, Mood.DROP_AFTER)
+        return response
+
+    def _answer(self, method: str, target: str, body: bytes, now: float) -> Response:
+        profile = self._machine.profile
+        wsman = target == WSMAN_PATH and profile.has(Feature.WSMAN)
+        eoi = profile.has(Feature.EOI) and self._eoi.serves(target)
+        if not wsman and not eoi:
             return self._response(404, [("Content-Type", "text/html")], b"<html></html>\n")
         if method != "POST":
             return self._response(405, [("Allow", "POST")], b"")
-        status, envelope = self._wsman.respond(body, now)
+        if wsman:
+            return self._soap(*self._wsman.respond(body, now))
+        status, envelope = self._eoi.respond(target, body, now)
+        headers = [("Content-Type", "text/xml; charset=utf-8")]
+        return self._response(status, headers, envelope)
+
+    def _soap(self, status: int, envelope: bytes) -> Response:
         headers = [
             ("X-Frame-Options", "DENY"),
             ("Content-Type", "application/soap+xml; charset=UTF-8"),

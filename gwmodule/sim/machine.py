@@ -1,29 +1,36 @@
-"""One PC with Intel AMT, without I/O: its power, its provisioning and its serial line.
+"""One PC with Intel AMT, without I/O: its power, its provisioning, and all that its firmware keeps.
 
     on <-----------------> off        request_power(value) -> ReturnValue
      |  power on, cycle     ^
      +--> sleep, hibernate -+         a boot plays POST, then a prompt that echoes and answers
 
-Power values and ReturnValues: reference/amt-protocols.md 3.2 and 3.3. The serial line is the host's
-first UART: what it says while no Serial-over-LAN session listens is lost, as on the real thing.
+    Machine --- serial, boot, consent, alarms, storage, events, audit, clock: a module each
+
+Power values and ReturnValues: reference/amt-protocols.md 3.2 and 3.3.
 """
 
 from __future__ import annotations
 
 import enum
-from collections import deque
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from gwmodule.amt.digest import md5_hex
 from gwmodule.amt.redirection import SessionKind
+from gwmodule.sim import logs
+from gwmodule.sim.alarms import AlarmClock, DeviceClock
+from gwmodule.sim.boot import BootSettings, Plan, boot_script
+from gwmodule.sim.consent import Consent
+from gwmodule.sim.profiles import DEFAULT_PROFILE, Feature, Profile
+from gwmodule.sim.serial import SerialLine, Software
+from gwmodule.sim.storage import Storage
 
-# What the host may say before the SOL session takes it: 5 s of a 115,200 baud line.
-MAX_SERIAL = 64 * 1024
-MAX_LINE = 256
 # Intel asks for ten seconds between two power requests; we count who does not wait.
 POWER_PAUSE = 10.0
 USERNAME = "admin"
+# What the clock of a PC says that nobody has set: 2023-11-14.
+FACTORY_TIME = 1_700_000_000.0
 
 
 class PowerState(enum.IntEnum):
@@ -97,30 +104,15 @@ NEEDS_OS = frozenset(
 CYCLE_PAUSE = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """A generation of firmware and the PC around it."""
-
-    name: str
-    version: str
-    build: int
-    manufacturer: str
-    model: str
-    sku: int
-    # Methods that the redirection protocol's query answers for digest logins.
-    digest_methods: tuple[int, ...]
-
-
-PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile("amt6", "6.2.61", 3535, "Contoso", "Tower 980", 16392, (3, 4)),
-        Profile("amt11", "11.8.55", 3510, "Contoso", "Tower 2017", 16392, (3, 4)),
-        Profile("amt12", "12.0.67", 1579, "Contoso", "Mini 12", 16392, (4,)),
-        Profile("amt16", "16.1.25", 2124, "Contoso", "Mini 16", 16392, (4,)),
-    )
+_AUDITED = {
+    PowerRequest.ON: logs.POWER_UP,
+    PowerRequest.OFF: logs.POWER_DOWN,
+    PowerRequest.OFF_GRACEFUL: logs.POWER_DOWN,
+    PowerRequest.CYCLE_SOFT: logs.POWER_CYCLE,
+    PowerRequest.CYCLE_HARD: logs.POWER_CYCLE,
+    PowerRequest.RESET: logs.RESET,
+    PowerRequest.RESET_GRACEFUL: logs.RESET,
 }
-DEFAULT_PROFILE = PROFILES["amt12"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,31 +125,21 @@ class Nic:
     gateway: str = ""
 
 
-def post_script(profile: Profile, os_alive: bool) -> list[tuple[float, str]]:
-    """What a booting PC says: seconds since the text before, and the text."""
-    script = [
-        (0.1, f"\x1b[2J\x1b[H{profile.manufacturer} {profile.model}  BIOS 2.14\r\n"),
-        (0.4, f"Management Engine {profile.version}.{profile.build}\r\n"),
-        (0.6, "CPU: 4 cores, 2400 MHz\r\nMemory test: "),
-        (0.8, "8192 MB OK\r\n"),
-        (0.8, "SATA port 0: Contoso SSD 256 GB\r\nPress F2 for setup, F12 for the boot menu\r\n"),
-    ]
-    if os_alive:
-        return [
-            *script,
-            (1.0, "Booting from SATA port 0\r\n"),
-            (0.5, "Linux: starting system services\r\n"),
-            (0.8, "\r\nWelcome.\r\n"),
-        ]
-    return [
-        *script,
-        (1.0, "Booting from SATA port 0 ... failed\r\n"),
-        (0.5, "No bootable device. Starting the recovery console.\r\n"),
-    ]
+@dataclass(slots=True)
+class Remote:
+    """Redirection as its switches stand. `listener`: whether the ports are open at all."""
+
+    enabled: set[SessionKind] = field(default_factory=lambda: {SessionKind.SOL})
+    listener: bool = True
+    kvm: bool = False
 
 
 class Machine:
     """A PC. `serial_pace` scales the pauses of the boot texts (0: at once); `now` is seconds.
+
+    `wall` is what its clock says at `now`, in seconds since 1970. `bios_speaks`: the BIOS writes to
+    the serial line at every boot; otherwise only when the boot was asked to (UseSOL), as a BIOS
+    without a console setting of its own does. `settings` are what Puts changed, by class.
 
     As every pure object here it has five verbs; they are the serial line's.
     """
@@ -168,13 +150,16 @@ class Machine:
         password: str,
         *,
         now: float,
+        wall: float = FACTORY_TIME,
         realm: str = "",
         provisioning: Provisioning = Provisioning.MANAGED,
         profile: Profile = DEFAULT_PROFILE,
         nic: Nic | None = None,
         hostname: str = "pc",
         os_alive: bool = True,
+        bios_speaks: bool = True,
         serial_pace: float = 1.0,
+        rng: random.Random | None = None,
     ) -> None:
         self.uuid = uuid
         self.password = password
@@ -190,20 +175,38 @@ class Machine:
         self.power_requests = 0
         self.hurried_requests = 0
         self.boots = 0
-        # Bytes the host said while its transmit buffer was full.
-        self.serial_dropped = 0
+        self.failed_logins = 0
+        # What the boot before did differently.
+        self.last_plan = Plan()
+        self.remote = Remote()
+        self.settings: dict[str, dict[str, str | int | bool]] = {}
+        # The same PC shows the same codes and is as moody in every run.
+        self.rng = rng or random.Random(uuid.int)
+        self.serial = SerialLine(hostname, str(uuid), serial_pace)
+        self.clock = DeviceClock(now, wall)
+        self.boot = BootSettings(profile)
+        self.consent = Consent(self.rng, forced=profile.client_control)
+        self.alarms = AlarmClock()
+        self.storage = Storage(profile.manufacturer)
+        self.events = logs.EventLog()
+        self.audit = logs.AuditLog()
+        self._bios_speaks = bios_speaks
         self._pace = serial_pace
         self._sessions: set[SessionKind] = set()
         self._last_request = float("-inf")
         self._powers_on_at: float | None = None
-        self._script: deque[tuple[float, bytes]] = deque()
-        self._serial = bytearray()
-        self._line = bytearray()
-        # Empty while the machine boots or does not run: nobody reads the line then.
-        self._prompt = ""
-        self._logged_in = False
         self._now = now
-        self._reach_prompt()
+        self.serial.run(Software.SYSTEM if os_alive else Software.RECOVERY)
+
+    @property
+    def now(self) -> float:
+        """The time of the last thing that happened."""
+        return self._now
+
+    @property
+    def seconds(self) -> int:
+        """What the device's clock says."""
+        return self.clock.seconds(self._now)
 
     @property
     def server_header(self) -> str:
@@ -213,12 +216,17 @@ class Machine:
 
     @property
     def available_requests(self) -> tuple[PowerRequest, ...]:
-        return AVAILABLE[self.power]
+        helped = self.profile.has(Feature.SLEEP)
+        return tuple(r for r in AVAILABLE[self.power] if helped or r not in NEEDS_OS)
 
     @property
     def sessions(self) -> frozenset[SessionKind]:
         """The kinds of the redirection sessions that are open."""
         return frozenset(self._sessions)
+
+    @property
+    def serial_dropped(self) -> int:
+        return self.serial.dropped
 
     def activate(self) -> bool:
         """The person at the PC provisions it; False when it was provisioned already."""
@@ -226,21 +234,39 @@ class Machine:
         self.provisioning = Provisioning.MANAGED
         return changed
 
+    def record(self, action: logs.Action, extended: bytes = b"") -> None:
+        """Into the audit log: the administrator did this."""
+        self.audit.add(self.seconds, action, USERNAME, extended)
+
+    def login_judged(self, *, proved: bool) -> None:
+        """Somebody tried to log in; failures in a row are counted in the event log."""
+        self.failed_logins = 0 if proved else self.failed_logins + 1
+        if not proved:
+            self.events.add(self.seconds, logs.login_failed(self.failed_logins))
+
     def open_session(self, kind: SessionKind) -> bool:
         """Occupy the one session of this kind; False when it is taken."""
         if kind in self._sessions:
             return False
         self._sessions.add(kind)
-        if kind is SessionKind.SOL and self._prompt:
-            # The line's carrier came up, so the operating system greets again.
-            self._say(f"\r\n{self._prompt}")
+        self.consent.session_opened()
+        if kind is SessionKind.SOL:
+            self.serial.listen()
+            self.events.add(self.seconds, logs.redirection_session(0))
+            self.record(logs.SOL_OPENED)
         return True
 
     def close_session(self, kind: SessionKind) -> None:
+        """The session is over, also when the device's administrator ended it."""
+        if kind not in self._sessions:
+            return
         self._sessions.discard(kind)
+        if not self._sessions:
+            self.consent.sessions_ended(self._now)
         if kind is SessionKind.SOL:
-            self._serial.clear()
-            self._line.clear()
+            self.serial.hang_up()
+            self.events.add(self.seconds, logs.redirection_session(1))
+            self.record(logs.SOL_CLOSED)
 
     def request_power(self, requested: int, now: float) -> ReturnValue:
         """RequestPowerStateChange; requests that came within POWER_PAUSE are only counted."""
@@ -257,45 +283,50 @@ class Machine:
         )
         if not offered or (request in ENDS_SESSIONS and self._sessions):
             return ReturnValue.INVALID_TRANSITION
-        if request in NEEDS_OS and not self.os_alive:
+        if request in NEEDS_OS and self.serial.software is not Software.SYSTEM:
             return ReturnValue.FAILED
+        if action := _AUDITED.get(request):
+            self.record(action)
         self._obey(request)
         return ReturnValue.OK
 
     def receive_data(self, data: bytes, now: float) -> None:
         """Somebody types on the serial line."""
         self._now = now
-        for byte in data:
-            if self._prompt:
-                self._type(byte)
+        if self.serial.receive_data(data):
+            self._boot()
 
     def data_to_send(self, budget: int) -> bytes:
         """What the serial line says to the open SOL session."""
-        data = bytes(self._serial[:budget])
-        del self._serial[:budget]
-        return data
+        return self.serial.data_to_send(budget)
 
     def next_timeout(self) -> float | None:
-        if self._powers_on_at is not None:
-            return self._powers_on_at
-        return self._script[0][0] if self._script else None
+        alarm = self.alarms.next_wall()
+        deadlines = (
+            self._powers_on_at,
+            self.serial.next_timeout(),
+            self.consent.next_timeout(),
+            None if alarm is None else self.clock.loop_time(alarm),
+        )
+        return min((each for each in deadlines if each is not None), default=None)
 
     def handle_timeout(self, now: float) -> None:
+        """Do what is due. To be called also before anything else that happens at `now`."""
         self._now = now
+        self.consent.handle_timeout(now)
+        if self.alarms.ring(self.clock.wall(now)):
+            self._wake()
         if self._powers_on_at is not None and now >= self._powers_on_at:
             self._powers_on_at = None
             self._boot()
-        while self._script and now >= self._script[0][0]:
-            self._say(self._script.popleft()[1].decode())
-            if not self._script:
-                self._reach_prompt()
+        if self.serial.handle_timeout(now):
+            self.events.add(self.seconds, self._boot_event())
 
     def _obey(self, request: PowerRequest) -> None:
         match request:
-            case PowerRequest.ON if self.power is PowerState.SLEEP:
-                self.power = PowerState.ON
-                self._reach_prompt()
-            case PowerRequest.ON | PowerRequest.RESET | PowerRequest.RESET_GRACEFUL:
+            case PowerRequest.ON:
+                self._wake()
+            case PowerRequest.RESET | PowerRequest.RESET_GRACEFUL:
                 self._boot()
             case PowerRequest.OFF | PowerRequest.OFF_GRACEFUL:
                 self._halt(PowerState.OFF)
@@ -307,78 +338,33 @@ class Machine:
             case PowerRequest.HIBERNATE:
                 self._halt(PowerState.HIBERNATE)
             case _:  # NMI
-                self._say("\r\nNMI received\r\n")
+                self.serial.say("\r\nNMI received\r\n")
+
+    def _wake(self) -> None:
+        if self.power is PowerState.SLEEP:
+            self.power = PowerState.ON
+            self.serial.run(Software.SYSTEM)
+        elif self.power is not PowerState.ON:
+            self._boot()
 
     def _halt(self, power: PowerState) -> None:
         self.power = power
         self._powers_on_at = None
-        self._script.clear()
-        self._line.clear()
-        self._prompt = ""
-        if power is not PowerState.SLEEP:
-            self._logged_in = False
+        self.serial.halt(sleep=power is PowerState.SLEEP)
 
     def _boot(self) -> None:
         self._halt(PowerState.OFF)
         self.power = PowerState.ON
         self.boots += 1
-        at = self._now
-        for pause, text in post_script(self.profile, self.os_alive):
-            at += pause * self._pace
-            self._script.append((at, text.encode()))
+        plan = self.last_plan = self.boot.take()
+        speaks = self._bios_speaks or plan.sol
+        script, software = boot_script(
+            self.profile, plan, os_alive=self.os_alive, bios_speaks=speaks
+        )
+        self.serial.start(script, software, self._now)
+        self.events.add(self.seconds, logs.firmware_progress(logs.BOOT_STARTED))
 
-    def _reach_prompt(self) -> None:
-        if not self.os_alive:
-            self._prompt = "recovery> "
-        elif self._logged_in:
-            self._prompt = f"{self.hostname}:~$ "
-        else:
-            self._prompt = f"{self.hostname} login: "
-        self._say(self._prompt)
-
-    def _type(self, byte: int) -> None:
-        match byte:
-            case 0x0D | 0x0A:
-                self._say("\r\n")
-                line = self._line.decode(errors="replace")
-                self._line.clear()
-                self._answer(line.strip())
-            case 0x08 | 0x7F:
-                if self._line:
-                    self._line.pop()
-                    self._say("\b \b")
-            case 0x03 | 0x15:
-                self._line.clear()
-                self._say("^C\r\n" if byte == 0x03 else "^U\r\n")
-                self._say(self._prompt)
-            case _ if byte >= 0x20 and len(self._line) < MAX_LINE:
-                self._line.append(byte)
-                self._put(bytes([byte]))
-
-    def _answer(self, line: str) -> None:
-        if self.os_alive and not self._logged_in:
-            # No password: this system knows nothing worth one.
-            self._logged_in = bool(line)
-            if line:
-                self._say(f"Hello, {line}.\r\n")
-        elif line == "exit":
-            self._logged_in = False
-        elif line == "reset":
-            self._boot()
-            return
-        elif line == "help":
-            self._say("help  uuid  reset  exit\r\n")
-        elif line == "uuid":
-            self._say(f"{self.uuid}\r\n")
-        elif line:
-            self._say(f"{line}: not found\r\n")
-        self._reach_prompt()
-
-    def _say(self, text: str) -> None:
-        self._put(text.encode())
-
-    def _put(self, data: bytes) -> None:
-        if SessionKind.SOL in self._sessions:
-            room = MAX_SERIAL - len(self._serial)
-            self._serial += data[:room]
-            self.serial_dropped += max(0, len(data) - room)
+    def _boot_event(self) -> logs.Event:
+        if self.serial.software is Software.RECOVERY:
+            return logs.no_bootable_media()
+        return logs.firmware_progress(logs.BOOT_HANDED_OVER)

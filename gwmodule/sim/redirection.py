@@ -136,6 +136,7 @@ class RedirectionServer:
             self._close("the console closed")
             return
         self._heard = now
+        self._machine.handle_timeout(now)
         self._reader.receive(data)
         try:
             while not self.closed and (message := self._reader.next_message()):
@@ -151,6 +152,8 @@ class RedirectionServer:
 
     def pump(self, now: float) -> None:
         """Take what the serial line said and send what is due."""
+        if self._state is _State.RUNNING and SessionKind.SOL not in self._machine.sessions:
+            self._close("the administrator ended the session")
         if self._state is _State.RUNNING:
             self._take_controls(now)
             self._take_serial(now)
@@ -212,16 +215,7 @@ class RedirectionServer:
 
     def _on_start(self, message: bytes, now: float) -> None:
         self._kind = session_kind(message)
-        if self._kind is SessionKind.UNKNOWN:
-            status = SessionStatus.UNKNOWN_TYPE
-        elif self._kind is not SessionKind.SOL or (
-            self._machine.provisioning is not Provisioning.MANAGED
-        ):
-            status = SessionStatus.UNSUPPORTED
-        elif self._kind in self._machine.sessions:
-            status = SessionStatus.BUSY
-        else:
-            status = SessionStatus.OK
+        status = self._admission(self._kind)
         major, minor, *_ = (int(part) for part in self._machine.profile.version.split("."))
         # Thirteen bytes also for a refusal: amtterm waits for all of them before it looks.
         reply = {
@@ -237,6 +231,18 @@ class RedirectionServer:
             self._state = _State.LOGGING_IN
         else:
             self._close(f"refused with status {status.name}")
+
+    def _admission(self, kind: SessionKind) -> SessionStatus:
+        machine = self._machine
+        if kind is SessionKind.UNKNOWN:
+            return SessionStatus.UNKNOWN_TYPE
+        # IDE-R and KVM can be enabled, but this device has neither.
+        offered = kind is SessionKind.SOL and kind in machine.remote.enabled
+        if not offered or machine.provisioning is not Provisioning.MANAGED:
+            return SessionStatus.UNSUPPORTED
+        if machine.consent.wants(kind):
+            return SessionStatus.ERROR
+        return SessionStatus.BUSY if kind in machine.sessions else SessionStatus.OK
 
     def _on_login(self, message: bytes, now: float) -> None:
         request = parse(AUTHENTICATE, message)
@@ -282,6 +288,7 @@ class RedirectionServer:
 
     def _judge(self, method: int, accepted: bool, now: float) -> None:
         status = LoginStatus.OK if accepted else LoginStatus.REFUSED
+        self._machine.login_judged(proved=accepted)
         self._reply_login(status, method, b"", now)
         if accepted:
             self._state = _State.LOGGED_IN

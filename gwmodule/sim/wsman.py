@@ -1,9 +1,9 @@
 """The device's end of WS-Management, without I/O: one envelope in, one envelope out.
 
-Knows Get, Enumerate, Pull, Put, methods and Identify; what the classes are is not its business,
-they come as a registry of `Resource`. The shape of the answers is real firmware's: prefixes a, b,
-c..., MessageID `uuid:00000000-8086-...`, and empty elements written with both tags, because
-MeshCentral fails on the short form (reference/amt-protocols.md 3.2).
+Knows Get, Put, Create, Delete, Enumerate, Pull, methods and Identify; what the classes are is not
+its business, they come as a registry of `Resource`. The shape of the answers is real firmware's:
+prefixes a, b, c..., MessageID `uuid:00000000-8086-...`, and empty elements written with both tags,
+because MeshCentral fails on the short form (reference/amt-protocols.md 3.2).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ ADDRESSING = "http://schemas.xmlsoap.org/ws/2004/08/addressing"
 WSMAN = "http://schemas.dmtf.org/wbem/wsman/1/wsman.xsd"
 TRANSFER = "http://schemas.xmlsoap.org/ws/2004/09/transfer"
 ENUMERATION = "http://schemas.xmlsoap.org/ws/2004/09/enumeration"
+COMMON = "http://schemas.dmtf.org/wbem/wscim/1/common"
 IDENTITY = "http://schemas.dmtf.org/wbem/wsman/identity/1/wsmanidentity.xsd"
 ANONYMOUS = f"{ADDRESSING}/role/anonymous"
 FAULT_ACTION = f"{ADDRESSING}/fault"
@@ -43,7 +44,15 @@ class Reference:
     selectors: tuple[tuple[str, str], ...]
 
 
-Scalar: TypeAlias = str | int | bool | Reference
+@dataclass(frozen=True, slots=True)
+class CimTime:
+    """A CIM datetime: `form` is Datetime or Interval, an element of the common namespace."""
+
+    form: str
+    text: str
+
+
+Scalar: TypeAlias = str | int | bool | Reference | CimTime
 Properties: TypeAlias = Mapping[str, Scalar | tuple[Scalar, ...]]
 
 
@@ -73,6 +82,21 @@ class Element:
         element = self.find(*path)
         return element.text.strip() if element else ""
 
+    def number(self, *path: str) -> int:
+        """A whole number of at most 32 bits; -1 when it is missing or none."""
+        text = self.read(*path)
+        wanted = text.isascii() and text.isdecimal() and len(text) <= 10
+        return int(text) if wanted and int(text) <= 0xFFFFFFFF else -1
+
+    def texts(self) -> dict[str, str]:
+        """The children's texts by local name; of repeated ones the last."""
+        return {child.local: child.text.strip() for child in self.children}
+
+    def selectors(self, *path: str) -> dict[str, str]:
+        """The SelectorSet of the reference at `path`; empty when there is none."""
+        chosen = self.find(*path, "ReferenceParameters", "SelectorSet")
+        return _read_selectors(chosen) if chosen else {}
+
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
@@ -89,14 +113,18 @@ Method: TypeAlias = Callable[[Invocation], Properties]
 class Resource:
     """One class: its instances as they are now, its methods, what a Put does.
 
-    `keys` are the properties that select an instance.
+    `put` and `delete` get the instance that the selectors chose, `create` returns the reference
+    to the new one. They raise Fault to refuse. `element` is the class of an instance, where
+    instances are of subclasses.
     """
 
     name: str
     instances: Callable[[], list[Properties]]
-    keys: tuple[str, ...] = ("InstanceID",)
     methods: Mapping[str, Method] = field(default_factory=dict)
     put: Callable[[Properties, Element], None] | None = None
+    create: Callable[[Element], Reference] | None = None
+    delete: Callable[[Properties], None] | None = None
+    element: Callable[[Properties], str] | None = None
 
     @property
     def uri(self) -> str:
@@ -175,15 +203,29 @@ def parse_request(data: bytes) -> Request:
         header.read("Action"),
         header.read("ResourceURI"),
         header.read("MessageID"),
-        {s.attributes.get("Name", ""): s.text.strip() for s in selectors.children},
+        _read_selectors(selectors),
         body,
     )
 
 
-class WsmanServer:
-    """Answers envelopes from a registry; `identify` are the texts of IdentifyResponse."""
+def _read_selectors(selectors: Element) -> dict[str, str]:
+    # Some clients write the attribute with a namespace.
+    return {
+        next((v for k, v in each.attributes.items() if k.endswith("Name")), ""): each.text.strip()
+        for each in selectors.children
+    }
 
-    def __init__(self, resources: Mapping[str, Resource], identify: Mapping[str, str]) -> None:
+
+class WsmanServer:
+    """Answers envelopes from a registry; `identify` are the texts of IdentifyResponse.
+
+    `page` is how many instances one Pull returns at most; 0 is as many as the client wants.
+    """
+
+    def __init__(
+        self, resources: Mapping[str, Resource], identify: Mapping[str, str], *, page: int = 0
+    ) -> None:
+        self._page = page
         self._resources = {resource.uri: resource for resource in resources.values()}
         self._identify = identify
         self._contexts: dict[str, tuple[str, list[Properties]]] = {}
@@ -197,7 +239,12 @@ class WsmanServer:
             message_id = request.message_id
             return 200, self._dispatch(request, now).encode()
         except Fault as fault:
-            return 400, self._envelope(FAULT_ACTION, message_id, "", _fault_body(fault)).encode()
+            return 400, self.fault(fault, message_id)
+
+    def fault(self, fault: Fault, message_id: str = "") -> bytes:
+        """The envelope of `fault`, for what is refused before it is read too."""
+        spaces = {"g": ENUMERATION, "t": TRANSFER}
+        return self._envelope(FAULT_ACTION, message_id, "", _fault_body(fault), **spaces).encode()
 
     def _dispatch(self, request: Request, now: float) -> str:
         if request.body.find("Identify"):
@@ -215,13 +262,17 @@ class WsmanServer:
                 body = _instance("g", resource.name, instance)
                 return self._answer(request, resource, body, g=resource.uri)
             case "/Put" if resource.put is not None:
-                sent = request.body.find(resource.name)
-                if sent is None:
-                    raise Fault("c:SchemaValidationError", f"no {resource.name} in the body")
+                sent = _sent(request, resource)
                 resource.put(self._select(resource, request.selectors), sent)
                 instance = self._select(resource, request.selectors)
                 body = _instance("g", resource.name, instance)
                 return self._answer(request, resource, body, g=resource.uri)
+            case "/Create" if resource.create is not None:
+                made = _reference("g", "ResourceCreated", resource.create(_sent(request, resource)))
+                return self._answer(request, resource, made, g=TRANSFER)
+            case "/Delete" if resource.delete is not None:
+                resource.delete(self._select(resource, request.selectors))
+                return self._answer(request, resource, "")
             case "/Enumerate":
                 return self._enumerate(request, resource)
             case "/Pull":
@@ -255,8 +306,9 @@ class WsmanServer:
         if uri != resource.uri:
             raise Fault("g:InvalidEnumerationContext", "The supplied context is not valid.")
         wanted = request.body.read("Pull", "MaxElements")
-        count = max(1, int(wanted)) if wanted.isdecimal() else 1
-        items = "".join(_instance("h", resource.name, instance) for instance in left[:count])
+        count = max(1, int(wanted)) if wanted.isdecimal() and len(wanted) < 8 else 1
+        count = min(count, self._page or count)
+        items = "".join(_item(resource, instance) for instance in left[:count])
         if left[count:]:
             self._contexts[context] = (uri, left[count:])
             end = _tags("g", "EnumerationContext", context)
@@ -301,6 +353,13 @@ class WsmanServer:
         )
 
 
+def _sent(request: Request, resource: Resource) -> Element:
+    sent = request.body.find(resource.name)
+    if sent is None:
+        raise Fault("c:SchemaValidationError", f"no {resource.name} in the body")
+    return sent
+
+
 def _fault_body(fault: Fault) -> str:
     subcode = f"<a:Subcode>{_tags('a', 'Value', fault.subcode)}</a:Subcode>"
     return (
@@ -310,18 +369,34 @@ def _fault_body(fault: Fault) -> str:
     )
 
 
-def _instance(prefix: str, name: str, properties: Properties) -> str:
+def _item(resource: Resource, properties: Properties) -> str:
+    if resource.element is None:
+        return _instance("h", resource.name, properties)
+    name = resource.element(properties)
+    return _instance("h", name, properties, f' xmlns:h="{class_uri(name)}"')
+
+
+def _instance(prefix: str, name: str, properties: Properties, declared: str = "") -> str:
     parts = []
     # Firmware answers in alphabetical order; array elements repeat the tag.
     for key, value in sorted(properties.items()):
         values = value if isinstance(value, tuple) else (value,)
         parts += [_property(prefix, key, one) for one in values]
-    return f"<{prefix}:{name}>{''.join(parts)}</{prefix}:{name}>"
+    return f"<{prefix}:{name}{declared}>{''.join(parts)}</{prefix}:{name}>"
 
 
 def _property(prefix: str, name: str, value: Scalar) -> str:
-    if not isinstance(value, Reference):
-        return _tags(prefix, name, _text(value))
+    match value:
+        case Reference():
+            return _reference(prefix, name, value)
+        case CimTime(form, text):
+            inner = f'<d:{form} xmlns:d="{COMMON}">{escape(text)}</d:{form}>'
+            return f"<{prefix}:{name}>{inner}</{prefix}:{name}>"
+        case _:
+            return _tags(prefix, name, _text(value))
+
+
+def _reference(prefix: str, name: str, value: Reference) -> str:
     selectors = "".join(
         f"<c:Selector Name={quoteattr(key)}>{escape(text)}</c:Selector>"
         for key, text in value.selectors

@@ -24,14 +24,9 @@ from gwmodule.amt.redirection import (
     build_sol_plain,
 )
 from gwmodule.sim import device as device_module
+from gwmodule.sim.connections import RedirectionConnection
 from gwmodule.sim.control import ControlError, request
-from gwmodule.sim.device import (
-    ANY_PORTS,
-    CannotListen,
-    Ports,
-    RedirectionConnection,
-    SimulatedDevice,
-)
+from gwmodule.sim.device import ANY_PORTS, CannotListen, Ports, SimulatedDevice
 from gwmodule.sim.hello import HelloTarget
 from gwmodule.sim.machine import Machine, PowerRequest, Provisioning, ReturnValue
 from gwmodule.sim.redirection import Login
@@ -170,7 +165,7 @@ async def test_the_serial_line_answers_over_both_ports(tls: bool) -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.01)
 
 

@@ -5,15 +5,14 @@ import pytest
 from gwmodule.amt.redirection import SessionKind
 from gwmodule.sim.machine import (
     CYCLE_PAUSE,
-    MAX_LINE,
-    MAX_SERIAL,
-    PROFILES,
     Machine,
     PowerRequest,
     PowerState,
     Provisioning,
     ReturnValue,
 )
+from gwmodule.sim.profiles import PROFILES
+from gwmodule.sim.serial import MAX_LINE, MAX_SERIAL
 
 PC = UUID("55e3ae13-bfd2-61bb-17a0-88aedd7037ea")
 

@@ -23,7 +23,8 @@ from gwmodule.amt.redirection import (
     build_sol_plain,
     build_start_sol,
 )
-from gwmodule.sim.machine import MAX_SERIAL, PROFILES, Machine, PowerRequest, Provisioning
+from gwmodule.sim.machine import Machine, PowerRequest, Provisioning
+from gwmodule.sim.profiles import PROFILES
 from gwmodule.sim.redirection import (
     MAX_BACKLOG,
     MAX_FAILED_LOGINS,
@@ -31,6 +32,7 @@ from gwmodule.sim.redirection import (
     Login,
     RedirectionServer,
 )
+from gwmodule.sim.serial import MAX_SERIAL
 from tests.amt import test_redirection as transcript
 
 PC = UUID("55e3ae13-bfd2-61bb-17a0-88aedd7037ea")

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gwmodule.sim.machine import PROFILES, Machine, Provisioning
+from gwmodule.sim.machine import Machine, Provisioning
+from gwmodule.sim.profiles import PROFILES
 from gwmodule.sim.rmcp import pong
 from tests.sim.test_wsman import PC
 

@@ -235,7 +235,7 @@ def test_a_method_without_its_input_is_a_fault(server: WsmanServer) -> None:
 
 
 def test_what_cannot_be_put_is_a_fault(server: WsmanServer) -> None:
-    request = envelope("AMT_GeneralSettings", f"{TRANSFER}/Put")
+    request = envelope("CIM_Chassis", f"{TRANSFER}/Put")
     assert fault(server, request) == "b:ActionNotSupported"
 
 
