@@ -131,6 +131,25 @@ def test_functions_in_code_blocks_are_in_the_catalogue() -> None:
     assert set(called) <= set(CATALOGUE)
 
 
+def test_the_readme_lists_the_catalogue() -> None:
+    rows = re.findall(r"^\| [^|]+ \| (`[a-z]+\.[^|]+) \|$", README.read_text(), re.MULTILINE)
+    listed = [name for row in rows for name in re.findall(r"`([a-z.]+)`", row)]
+    assert sorted(listed) == sorted(CATALOGUE)
+
+
+def test_modules_of_the_architecture_exist() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    rows = re.findall(r"^\| ((?:`[a-z_.]+`(?:, )?)+) \|", text.partition("## Modules")[2], re.M)
+    named = [name for row in rows for name in re.findall(r"`([a-z_.]+)`", row)]
+    assert len(named) > 40
+    paths = {name: ROOT / "gwmodule" / name.replace(".", "/") for name in named}
+    assert [
+        name
+        for name, path in paths.items()
+        if not path.with_suffix(".py").exists() and not (path / "__init__.py").exists()
+    ] == []
+
+
 def test_the_policy_table_names_every_rule_in_order() -> None:
     text = (ROOT / "docs/security.md").read_text()
     assert re.findall(r"^\| `([a-z0-9-]+)` \|", text, re.MULTILINE) == [r.value for r in Rule]
