@@ -141,7 +141,7 @@ def class_uri(cls: str) -> str:
     return base + cls
 
 
-def reference(cls: str, selectors: Mapping[str, str]) -> Instance:
+def reference(cls: str, selectors: Mapping[str, Value]) -> Instance:
     """An endpoint reference to one instance, as a parameter of a method."""
     return {"Address": ANONYMOUS, "ResourceURI": class_uri(cls), "SelectorSet": dict(selectors)}
 

@@ -140,3 +140,13 @@ def test_an_unusable_credential_is_refused_at_once(credential: Credential) -> No
     with pytest.raises(AuthenticationFailed) as caught:
         authenticator(credential)
     assert "P@ssw0rd" not in str(caught.value)
+
+
+def test_a_challenge_without_qop_is_answered_as_rfc_2069_did() -> None:
+    login = authenticator(Credential(CredentialMode.HA1, "admin", HA1, REALM))
+    login.challenged([f'Digest realm="{REALM}", nonce="n", opaque="o"'])
+    header = login.authorize("POST", "/wsman", b"") or ""
+    expected = digest.response(HA1, "n", digest.ha2("POST", "/wsman"))
+    assert f'response="{expected}"' in header
+    assert header.endswith('opaque="o"')
+    assert "nc=" not in header

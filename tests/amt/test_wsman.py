@@ -143,6 +143,19 @@ def test_any_text_is_written_so_that_it_is_read_again_or_refused(texts: dict[str
     assert {k: " ".join(v.split()) for k, v in parse_answer(data).body.items()} == expected
 
 
+def test_a_selector_may_be_a_reference() -> None:
+    chassis = reference("CIM_Chassis", {"Tag": "x"})
+    data = wsman.put("CIM_Chassis", "1", {"R": reference("CIM_Chip", {"Part": chassis})}, None)
+    assert parse_answer(data).body["R"]["SelectorSet"] == {"Part": chassis}
+
+
+@pytest.mark.parametrize("selectors", ["x", ["x"], {"Part": {"Tag": "x"}}])
+def test_a_reference_that_is_none_is_refused(selectors: object) -> None:
+    broken = {"ResourceURI": "x", "SelectorSet": selectors}
+    with pytest.raises(BadArgument, match="elector"):
+        wsman.put("CIM_Chassis", "1", {"R": broken}, None)
+
+
 def test_every_other_request_is_an_envelope() -> None:
     for data, name in (
         (wsman.enumerate_("CIM_Chip", "1"), "Enumerate"),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from uuid import UUID
 
-from gwmodule.amt.functions.reading import named, optional_number, text
+from gwmodule.amt.functions.reading import binary, named, optional_number, text
 from gwmodule.amt.functions.schema import Arguments, Context, Field, Function, Kind, Result, Wsman
 from gwmodule.amt.wsman import Instance, check_return
 from gwmodule.errors import DeviceAnswerError, IdentityMismatch, WsmanFault
@@ -24,7 +22,7 @@ async def device_uuid(client: Wsman) -> UUID:
         package = await client.get("CIM_ComputerSystemPackage")
         return _uuid(_bytes_of_hex(text(package, "PlatformGUID")), "PlatformGUID")
     check_return(_SETUP, "GetUuid", output)
-    return _uuid(_bytes_of_base64(text(output, "UUID")), "UUID")
+    return _uuid(binary(text(output, "UUID"), "UUID"), "UUID")
 
 
 async def require_identity(client: Wsman, context: Context) -> None:
@@ -40,13 +38,6 @@ def _uuid(data: bytes, name: str) -> UUID:
     if len(data) != 16:
         raise DeviceAnswerError(f"{name} holds {len(data)} bytes, expected 16")
     return UUID(bytes_le=data)
-
-
-def _bytes_of_base64(value: str) -> bytes:
-    try:
-        return base64.b64decode(value, validate=True)
-    except binascii.Error as exc:
-        raise DeviceAnswerError(f"UUID is {value[:40]!r}, expected base64") from exc
 
 
 def _bytes_of_hex(value: str) -> bytes:

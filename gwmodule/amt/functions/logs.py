@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import Any
 
 from gwmodule.amt.functions.identity import require_identity
-from gwmodule.amt.functions.reading import flag, number, optional_number
+from gwmodule.amt.functions.reading import binary, flag, number, optional_number
 from gwmodule.amt.functions.records import (
     APPLICATIONS,
     ENTITIES,
@@ -27,7 +25,6 @@ from gwmodule.amt.functions.schema import (
     Wsman,
 )
 from gwmodule.amt.wsman import Instance, check_return, values
-from gwmodule.errors import DeviceAnswerError
 
 _EVENTS = "AMT_MessageLog"
 _AUDIT = "AMT_AuditLog"
@@ -40,10 +37,7 @@ _NO_RECORD = ("2", "3")
 
 
 def _records(output: Instance, name: str) -> list[bytes]:
-    try:
-        return [base64.b64decode(value, validate=True) for value in values(output, name)]
-    except (TypeError, binascii.Error) as exc:
-        raise DeviceAnswerError(f"{name} holds something that is no base64") from exc
+    return [binary(value, name) for value in values(output, name)]
 
 
 async def eventlog_get(client: Wsman, arguments: Arguments, context: Context) -> Result:

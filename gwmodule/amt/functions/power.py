@@ -6,7 +6,7 @@ Numbers, names and what tools mean by them: reference/amt-protocols.md 3.3.
 from __future__ import annotations
 
 from gwmodule.amt.functions.identity import require_identity
-from gwmodule.amt.functions.reading import named, number
+from gwmodule.amt.functions.reading import named, number, numbers
 from gwmodule.amt.functions.schema import (
     Argument,
     Arguments,
@@ -17,8 +17,8 @@ from gwmodule.amt.functions.schema import (
     Result,
     Wsman,
 )
-from gwmodule.amt.wsman import check_return, reference, values
-from gwmodule.errors import DeviceAnswerError, DeviceUnreachable
+from gwmodule.amt.wsman import check_return, reference
+from gwmodule.errors import DeviceUnreachable
 
 _SERVICE = "CIM_PowerManagementService"
 _SERVICE_NAME = {"Name": "Intel(r) AMT Power Management Service"}
@@ -84,11 +84,7 @@ SESSION_END = 0.5
 async def power_state(client: Wsman) -> tuple[int, list[int]]:
     """The state, and the requests that the device takes in this state."""
     service = await client.get("CIM_AssociatedPowerManagementService")
-    try:
-        available = [int(value) for value in values(service, "AvailableRequestedPowerStates")]
-    except (TypeError, ValueError) as exc:
-        raise DeviceAnswerError("AvailableRequestedPowerStates holds no numbers") from exc
-    return number(service, "PowerState"), available
+    return number(service, "PowerState"), numbers(service, "AvailableRequestedPowerStates")
 
 
 async def power_get(client: Wsman, arguments: Arguments, context: Context) -> Result:

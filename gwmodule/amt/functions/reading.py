@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping
 
 from gwmodule.amt.functions.schema import Result
-from gwmodule.amt.wsman import Instance
+from gwmodule.amt.wsman import Instance, Value, values
 from gwmodule.errors import DeviceAnswerError
 
 # No property of any class has more than 64 bits.
@@ -23,11 +24,27 @@ def number(instance: Instance, name: str) -> int:
 
 def optional_number(instance: Instance, name: str) -> int | None:
     value = instance.get(name, "")
-    if value == "":
-        return None
+    return None if value == "" else _number(value, name)
+
+
+def numbers(instance: Instance, name: str) -> list[int]:
+    """An array property of whole numbers; empty when it is missing."""
+    return [_number(value, name) for value in values(instance, name)]
+
+
+def _number(value: Value, name: str) -> int:
     if not isinstance(value, str) or not _NUMBER.fullmatch(value):
         raise DeviceAnswerError(f"{name} is {str(value)[:40]!r}, expected a whole number")
     return int(value)
+
+
+def binary(value: Value, name: str) -> bytes:
+    """Base64 as bytes; `name` is for the DeviceAnswerError when it is none."""
+    try:
+        return base64.b64decode(value, validate=True)
+    # ValueError for characters beyond ASCII, TypeError for what is no text.
+    except (ValueError, TypeError) as exc:
+        raise DeviceAnswerError(f"{name} is {str(value)[:40]!r}, expected base64") from exc
 
 
 def text(instance: Instance, name: str) -> str:

@@ -8,7 +8,6 @@ Functions talk to a `Wsman`, never to a socket, and get time and progress from t
 from __future__ import annotations
 
 import base64
-import binascii
 import difflib
 import enum
 from collections.abc import Awaitable, Callable, Mapping
@@ -292,7 +291,7 @@ def _data(argument: Argument, value: Any) -> Any:
         return _WRONG
     try:
         data = base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         return _WRONG
     return data if argument.low <= len(data) <= min(argument.high, MAX_DATA) else _WRONG
 

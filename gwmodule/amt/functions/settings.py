@@ -6,7 +6,7 @@ import datetime
 
 from gwmodule import BUILD_DATE
 from gwmodule.amt.functions.identity import require_identity
-from gwmodule.amt.functions.reading import flag, named, number, optional_number, text
+from gwmodule.amt.functions.reading import flag, named, number, numbers, optional_number, text
 from gwmodule.amt.functions.records import iso
 from gwmodule.amt.functions.schema import (
     Argument,
@@ -18,7 +18,7 @@ from gwmodule.amt.functions.schema import (
     Result,
     Wsman,
 )
-from gwmodule.amt.wsman import Instance, check_return, values
+from gwmodule.amt.wsman import Instance, check_return
 from gwmodule.errors import BadArgument, DeviceAnswerError
 
 _TIME = "AMT_TimeSynchronizationService"
@@ -55,7 +55,6 @@ async def network_get(client: Wsman, arguments: Arguments, context: Context) -> 
 
 
 def _port(port: Instance) -> Result:
-    policies = [_policy(value) for value in values(port, "LinkPolicy")]
     return {
         "name": text(port, "InstanceID"),
         **named("connection", optional_number(port, "PhysicalConnectionType"), CONNECTIONS),
@@ -69,14 +68,11 @@ def _port(port: Instance) -> Result:
         "dns": [text(port, name) for name in ("PrimaryDNS", "SecondaryDNS") if text(port, name)],
         "shared_mac": flag(port, "SharedMAC"),
         "ip_sync": flag(port, "IpSyncEnabled"),
-        "link_policy": policies,
+        "link_policy": [
+            {"policy": value, "name": LINK_POLICIES.get(value, f"unknown ({value})")}
+            for value in numbers(port, "LinkPolicy")
+        ],
     }
-
-
-def _policy(value: str) -> Result:
-    if not isinstance(value, str) or not value.isdecimal() or len(value) > 10:
-        raise DeviceAnswerError(f"LinkPolicy is {str(value)[:40]!r}, expected a whole number")
-    return {"policy": int(value), "name": LINK_POLICIES.get(int(value), f"unknown ({value})")}
 
 
 async def device_time(client: Wsman) -> int:

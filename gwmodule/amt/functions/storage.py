@@ -10,13 +10,12 @@ fragments; one that fails leaves a result that says where to go on.
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from uuid import UUID
 
 from gwmodule.amt.functions.identity import require_identity, software_versions
-from gwmodule.amt.functions.reading import flag, number, text
+from gwmodule.amt.functions.reading import binary, flag, number, numbers, text
 from gwmodule.amt.functions.schema import (
     Argument,
     Arguments,
@@ -28,7 +27,7 @@ from gwmodule.amt.functions.schema import (
     Result,
     Wsman,
 )
-from gwmodule.amt.wsman import Instance, Value, check_return, values
+from gwmodule.amt.wsman import Instance, Value, check_return
 from gwmodule.errors import AmtError, BadArgument, DeviceAnswerError, WsmanFault
 
 _SERVICE = "AMT_ThirdPartyDataStorageService"
@@ -106,15 +105,8 @@ async def nvm_list(client: Wsman, arguments: Arguments, context: Context) -> Res
             "GetAllocatedBlocks", {"BlockOwnerApplication": application}, reads=True
         )
         available = await session.invoke("GetBytesAvailable", reads=True)
-        blocks = [await session.block(handle) for handle in _handles(found, "BlockHandles")]
+        blocks = [await session.block(handle) for handle in numbers(found, "BlockHandles")]
     return {"blocks": blocks, "available": number(available, "BytesAvailable")}
-
-
-def _handles(output: Instance, name: str) -> list[int]:
-    try:
-        return [int(value) for value in values(output, name)]
-    except (TypeError, ValueError) as exc:
-        raise DeviceAnswerError(f"{name} holds something that is no number") from exc
 
 
 async def nvm_read(client: Wsman, arguments: Arguments, context: Context) -> Result:
@@ -146,10 +138,7 @@ async def _read(session: _Session, handle: int, offset: int, end: int) -> bytes:
     count = min(FRAGMENT, end - offset)
     asked = {"BlockHandle": handle, "ByteOffset": offset, "ByteCount": count}
     output = await session.invoke("ReadBlock", asked, reads=True)
-    try:
-        data = base64.b64decode(text(output, "Data"), validate=True)
-    except binascii.Error as exc:
-        raise DeviceAnswerError("ReadBlock returned something that is no base64") from exc
+    data = binary(text(output, "Data"), "Data")
     if not 0 < len(data) <= count:
         raise DeviceAnswerError(f"ReadBlock returned {len(data)} bytes, asked for {count}")
     return data

@@ -183,3 +183,10 @@ async def test_a_boot_that_may_have_begun_keeps_its_settings() -> None:
     with pytest.raises(DeviceUnreachable, match="may have started"):
         await run(device, "boot.once", device="pxe")
     assert len(device.put_instances) == 1
+
+
+async def test_a_step_that_was_lost_before_the_start_is_taken_back() -> None:
+    device = device_with(SetBootConfigRole=DeviceUnreachable("connection lost"))
+    with pytest.raises(DeviceUnreachable, match="back failed too: connection lost"):
+        await run(device, "boot.once", device="pxe")
+    assert device.put_instances[-1]["BIOSPause"] == "true"

@@ -25,7 +25,7 @@ async def test_firmware_without_the_method_tells_it_by_the_package() -> None:
     assert await device_uuid(FakeDevice({"CIM_ComputerSystemPackage": [package]})) == THEIRS
 
 
-@pytest.mark.parametrize("value", ["baduuid", "", "AAAA", "*"])
+@pytest.mark.parametrize("value", ["baduuid", "", "AAAA", "*", "ä"])
 async def test_a_bad_uuid_is_a_bad_answer(value: str) -> None:
     with pytest.raises(DeviceAnswerError):
         await device_uuid(answering({"UUID": value}))

@@ -104,3 +104,9 @@ async def test_the_audit_log_is_paged() -> None:
     assert len((await run(device, "auditlog.get", start=21))["records"]) == 5
     assert len((await run(device, "auditlog.get", limit=12))["records"]) == 12
     assert (await run(device, "auditlog.get", start=99))["records"] == []
+
+
+async def test_a_log_that_was_cleared_meanwhile_is_short() -> None:
+    device = log_of(3)
+    device.methods[f"{LOG}.GetRecords"] = lambda arguments: {"ReturnValue": "3"}
+    assert (await run(device, "eventlog.get"))["records"] == []

@@ -1,6 +1,14 @@
 import pytest
 
-from gwmodule.amt.functions.reading import flag, named, number, optional_number, text
+from gwmodule.amt.functions.reading import (
+    binary,
+    flag,
+    named,
+    number,
+    numbers,
+    optional_number,
+    text,
+)
 from gwmodule.errors import DeviceAnswerError
 
 
@@ -37,3 +45,17 @@ def test_a_number_has_its_name_beside_it() -> None:
     assert named("x", 2, {2: "on"}) == {"x": 2, "x_name": "on"}
     assert named("x", 3, {2: "on"}) == {"x": 3, "x_name": "unknown (3)"}
     assert named("x", None, {2: "on"}) == {"x": None, "x_name": None}
+
+
+def test_an_array_of_numbers_has_any_length() -> None:
+    assert numbers({"A": ["1", "2"], "B": "3"}, "A") == [1, 2]
+    assert numbers({"A": ["1", "2"], "B": "3"}, "B") == [3]
+    assert numbers({}, "A") == []
+    with pytest.raises(DeviceAnswerError, match="A is 'x'"):
+        numbers({"A": ["1", "x"]}, "A")
+
+
+@pytest.mark.parametrize("value", ["*", "AAA", "ä", {}, ["AAAA"]])
+def test_what_is_no_base64_is_shown(value: object) -> None:
+    with pytest.raises(DeviceAnswerError, match=r"Data is .* expected base64"):
+        binary(value, "Data")

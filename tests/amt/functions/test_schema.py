@@ -21,6 +21,10 @@ def test_the_catalogue_has_every_name() -> None:
     assert set(CATALOGUE) == set(NAMES.split())
 
 
+def test_a_function_is_found_by_its_name() -> None:
+    assert find("power.get").summary
+
+
 def test_only_what_changes_something_says_so() -> None:
     reading = {name for name, function in CATALOGUE.items() if not function.changes_state}
     verbs = {name.rpartition(".")[2] for name in reading}
@@ -62,6 +66,8 @@ def test_an_unknown_function_names_its_neighbours(name: str, hint: str) -> None:
         ("kvm.set", {"enabled": "maybe"}, "true or false"),
         ("nvm.write", {"enterprise": "E", "block": 1, "data": "*"}, "data is '\\*'.*base64"),
         ("nvm.write", {"enterprise": "E", "block": 1, "data": ""}, "1 to 65536 bytes"),
+        ("nvm.write", {"enterprise": "E", "block": 1, "data": 7}, "data is 7"),
+        ("nvm.write", {"enterprise": "E", "block": 1, "data": "ä"}, "data is"),
         ("nvm.list", {"enterprise": "E", "caller": "x"}, "a UUID"),
         ("wsman.get", {"class": "CIM_Chassis", "selectors": []}, "an object"),
     ],

@@ -169,3 +169,29 @@ async def test_firmware_without_storage_says_why(version: str, reason: str) -> N
     software = [{"InstanceID": "AMT", "VersionString": version}]
     with pytest.raises(NotSupported, match=reason):
         await run(FakeDevice({"CIM_SoftwareIdentity": software}), "nvm.list", enterprise="E")
+
+
+@pytest.mark.parametrize(
+    ("output", "failure"),
+    [
+        ({"BytesWritten": "4097"}, "wrote 4097 bytes of 10"),
+        ({"BytesWritten": "0", "ReturnValue": "0"}, "wrote nothing"),
+        ({}, "no BytesWritten"),
+    ],
+)
+async def test_a_write_that_makes_no_sense_ends_it(output: Instance, failure: str) -> None:
+    device = Storage()
+    device.methods[f"{SERVICE}.WriteBlock"] = lambda arguments: output
+    data = base64.b64encode(bytes(10)).decode()
+    result = await run(device, "nvm.write", enterprise="E", block=5, data=data)
+    assert (result["complete"], result["next_offset"]) == (False, 0)
+    assert failure in result["failure"]
+
+
+async def test_a_read_that_returns_too_much_ends_it() -> None:
+    device = Storage()
+    long = base64.b64encode(bytes(4097)).decode()
+    device.methods[f"{SERVICE}.ReadBlock"] = lambda arguments: {"Data": long}
+    result = await run(device, "nvm.read", enterprise="E", block=5)
+    assert (result["complete"], result["size"]) == (False, 0)
+    assert "4097 bytes, asked for 4096" in result["failure"]
