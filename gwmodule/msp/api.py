@@ -63,14 +63,8 @@ from gwmodule.msp.registry import (
     State,
 )
 from gwmodule.msp.seam import SessionSeam, SessionsSeam
-from gwmodule.msp.webrelay import (
-    CLOSE_BASE,
-    MAX_MESSAGE,
-    SUBPROTOCOL,
-    Ending,
-    WebRelay,
-    close_reason,
-)
+from gwmodule.msp.subprotocol import CLOSE_BASE, MAX_MESSAGE, SUBPROTOCOL, close_reason
+from gwmodule.msp.webrelay import Ending, WebRelay
 from gwmodule.telemetry import EventLog
 from gwmodule.wire.frames import CredentialMode, TlsMode
 from gwmodule.wire.messages import Credential, Result, StreamTarget

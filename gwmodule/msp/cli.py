@@ -22,10 +22,14 @@ from typing import Any
 from gwmodule import __version__
 from gwmodule.config import split_address
 from gwmodule.errors import ConfigError, GatewayError
-from gwmodule.msp import server
 from gwmodule.msp.client import DEFAULT_API, GRACE, ApiClient, ApiRefused
+from gwmodule.msp.enrolment import (
+    SERVICE_NAME,
+    check_gateway_name,
+    gateway_config,
+    write_atomically,
+)
 from gwmodule.msp.forward import Forward
-from gwmodule.msp.pki import SERVICE_NAME, check_gateway_name, write_atomically
 from gwmodule.msp.terminal import Sol, SolOptions, Step
 from gwmodule.telemetry import escape, start_logging
 
@@ -35,6 +39,8 @@ USAGE = 2
 CONFIG = 78
 INTERRUPTED = 130
 
+DEFAULT_STATE = "/var/lib/gwmodule-msp"
+DEFAULT_LISTEN = "[::]:8883"
 MAX_PASSWORD = 255
 DEFAULT_PORT = 8883
 
@@ -107,8 +113,8 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     serve = command("serve", _serve, "run the service until SIGTERM")
-    serve.add_argument("--state", metavar="DIR", type=Path, default=Path(server.DEFAULT_STATE))
-    serve.add_argument("--listen", metavar="HOST:PORT", default=server.DEFAULT_LISTEN)
+    serve.add_argument("--state", metavar="DIR", type=Path, default=Path(DEFAULT_STATE))
+    serve.add_argument("--listen", metavar="HOST:PORT", default=DEFAULT_LISTEN)
     serve.add_argument(
         "--name",
         action="append",
@@ -273,6 +279,9 @@ def _run(work: Coroutine[Any, Any, int]) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    # Half of this program's weight, and no technician's command needs it.
+    from gwmodule.msp import server
+
     host, port = _listen_address(options.listen)
     start_logging(options.log_level)
     server.run(
@@ -564,7 +573,13 @@ async def _gateway_add(options: argparse.Namespace, client: ApiClient) -> int:
         "gateway.crt": bundle["certificate"],
         "gateway.key": bundle["key"],
         "ca.crt": bundle["ca"],
-        "gwmodule.toml": _gateway_config(options, bundle["serverNames"]),
+        "gwmodule.toml": gateway_config(
+            name,
+            _msp_address(options, bundle["serverNames"]),
+            bundle["serverNames"],
+            directory=options.directory.rstrip("/"),
+            interfaces=options.lan or ["br-lan"],
+        ),
     }
     try:
         for file, text in files.items():
@@ -599,36 +614,14 @@ def _prepare_directory(out: Path, *, replace: bool) -> None:
         raise UsageError(f"{out}/gateway.key exists; --replace makes a new one")
 
 
-def _gateway_config(options: argparse.Namespace, server_names: list[str]) -> str:
-    address = options.msp
-    if not address:
-        names = [name for name in server_names if name != SERVICE_NAME]
-        host = names[0] if names else socket.gethostname()
-        address = f"[{host}]:{DEFAULT_PORT}" if ":" in host else f"{host}:{DEFAULT_PORT}"
-        _notice(f"the gateway will dial {address}; --msp HOST:PORT says otherwise\n")
-    host, _ = split_address(address)
-    lines = [f"# gateway {options.name}", "[msp]", f"address = [{_toml(address)}]"]
-    if host not in server_names:
-        # The service answers to this name in its certificate, whatever address is dialled.
-        lines.append(f"server_name = {_toml(SERVICE_NAME)}")
-    directory = options.directory.rstrip("/")
-    lines += ["", "[tls]"]
-    lines += [
-        f"{key} = {_toml(f'{directory}/{file}')}"
-        for key, file in (
-            ("certificate", "gateway.crt"),
-            ("key", "gateway.key"),
-            ("cafile", "ca.crt"),
-        )
-    ]
-    interfaces = ", ".join(_toml(name) for name in options.lan or ["br-lan"])
-    lines += ["", "[lan]", f"interface = [{interfaces}]", ""]
-    return "\n".join(lines)
-
-
-def _toml(text: str) -> str:
-    # A JSON string without non-ASCII characters is a TOML basic string.
-    return json.dumps(text)
+def _msp_address(options: argparse.Namespace, server_names: list[str]) -> str:
+    if options.msp:
+        return str(options.msp)
+    names = [name for name in server_names if name != SERVICE_NAME]
+    host = names[0] if names else socket.gethostname()
+    address = f"[{host}]:{DEFAULT_PORT}" if ":" in host else f"{host}:{DEFAULT_PORT}"
+    _notice(f"the gateway will dial {address}; --msp HOST:PORT says otherwise\n")
+    return address
 
 
 # Output.

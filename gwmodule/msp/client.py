@@ -10,14 +10,7 @@ import msgspec
 from aiohttp import WSMsgType
 
 from gwmodule.errors import ChannelReset, Code, GatewayError
-from gwmodule.msp.webrelay import (
-    CLOSE_ABNORMAL,
-    MAX_MESSAGE,
-    SUBPROTOCOL,
-    close_code,
-    close_reason,
-    code_of,
-)
+from gwmodule.msp.subprotocol import MAX_MESSAGE, SUBPROTOCOL, close_code, close_reason, code_of
 
 DEFAULT_API = "/run/gwmodule-msp/api.sock"
 # What a request may take on top of the deadline that its call has at the gateway.
@@ -58,7 +51,7 @@ class ClientStream:
                     return b""
                 raise ChannelReset(code, reason or code.name.lower().replace("_", " "))
             case _:
-                code = code_of(self._websocket.close_code or CLOSE_ABNORMAL)
+                code = code_of(self._websocket.close_code)
                 raise ChannelReset(code or Code.CONNECTION_LOST, "the service went away")
 
     async def write(self, data: bytes) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from gwmodule.errors import ChannelReset, Code, ConfigError, GatewayError
 from gwmodule.msp.client import ApiClient, ClientStream
-from gwmodule.msp.webrelay import first_leaf
+from gwmodule.msp.subprotocol import first_leaf
 
 CHUNK = 16384
 # A browser opens six connections, MeshCommander three; more than this is a loop.

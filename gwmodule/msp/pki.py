@@ -10,13 +10,9 @@ bundle, and not kept. Time is an argument (`at`, unix seconds).
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import ipaddress
-import os
-import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,16 +23,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from gwmodule.errors import ConfigError
+from gwmodule.msp.enrolment import SERVICE_NAME, check_gateway_name
+from gwmodule.msp.enrolment import write_atomically as write_atomically
 
-# A name that every server certificate carries, so that a gateway can pin it whatever address it
-# dials; the CA signs nothing but this service.
-SERVICE_NAME = "gwmodule-msp"
 CA_LIFETIME = datetime.timedelta(days=20 * 365)
 LIFETIME = datetime.timedelta(days=10 * 365)
 RENEW_BEFORE = datetime.timedelta(days=90)
 # A gateway whose clock is some hours slow must not find a certificate that is not valid yet.
 BACKDATE = datetime.timedelta(days=1)
-_GATEWAY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,34 +44,8 @@ class GatewayBundle:
     fingerprint: str
 
 
-def check_gateway_name(name: str) -> str:
-    """`name` if it can be a gateway's name (common name, file name, log field); ValueError else."""
-    if not _GATEWAY_NAME.fullmatch(name):
-        raise ValueError(
-            f"{name[:80]!r} is no gateway name: up to 63 letters, digits, dots, dashes,"
-            " underscores, the first a letter or digit"
-        )
-    return name
-
-
 def fingerprint(certificate: x509.Certificate) -> str:
     return hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).hexdigest()
-
-
-def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Whole or not at all, also when the power fails; never readable by others meanwhile."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 class Authority:

@@ -208,7 +208,7 @@ class _Link:
 class Registry:
     """Synchronous: a read takes some ten microseconds, a commit some hundred (WAL, no fsync)."""
 
-    def __init__(self, path: Path | str, *, node: str = "") -> None:
+    def __init__(self, path: Path, *, node: str = "") -> None:
         self.refused = 0  # Hellos beyond MAX_SETUP_DEVICES
         self.failures = 0  # writes the disk did not take
         self._path = path
@@ -217,20 +217,17 @@ class Registry:
         self._links: dict[str, _Link] = {}
         try:
             # Who is where is nobody else's business; SQLite gives its side files the same mode.
-            Path(path).touch(mode=0o600)
+            path.touch(mode=0o600)
             self._db = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
-            self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode = WAL")
-            # A commit survives the death of the process. A power failure may take the last ones;
-            # the gateways' digests then differ and bring them back.
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._migrate()
         except OSError as exc:
             raise RegistryError(f"registry {path}: {exc.strerror}") from exc
         except sqlite3.Error as exc:
             raise self._error(exc) from exc
-        with self._transaction():
-            self._db.execute("UPDATE gateways SET connected = 0 WHERE node = ?", (node,))
+        try:
+            self._prepare()
+        except RegistryError:
+            self._db.close()
+            raise
 
     def close(self) -> None:
         self._db.close()
@@ -719,6 +716,19 @@ class Registry:
             )
 
     # SQL.
+
+    def _prepare(self) -> None:
+        self._db.row_factory = sqlite3.Row
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            # A commit survives the death of the process. A power failure may take the last ones;
+            # the gateways' digests then differ and bring them back.
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._migrate()
+        except sqlite3.Error as exc:
+            raise self._error(exc) from exc
+        with self._transaction():
+            self._db.execute("UPDATE gateways SET connected = 0 WHERE node = ?", (self._node,))
 
     def _migrate(self) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()

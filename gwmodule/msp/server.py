@@ -18,26 +18,22 @@ from aiohttp import web
 from gwmodule import __version__
 from gwmodule.errors import ConfigError
 from gwmodule.msp.api import MAX_BODY, SHUTDOWN_TIMEOUT, Api, unix_socket
-from gwmodule.msp.client import DEFAULT_API
 from gwmodule.msp.listener import GatewayListener, ListenerConfig
 from gwmodule.msp.pki import Authority
 from gwmodule.msp.registry import Registry
 from gwmodule.msp.session import Sessions
-from gwmodule.msp.webrelay import first_leaf
+from gwmodule.msp.subprotocol import first_leaf
 from gwmodule.telemetry import EventLog
-
-DEFAULT_STATE = "/var/lib/gwmodule-msp"
-DEFAULT_LISTEN = "[::]:8883"
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
     """`names` are the host names and addresses by which gateways call this service."""
 
-    state: Path = Path(DEFAULT_STATE)
-    host: str = "::"
-    port: int = 8883
-    api: Path = Path(DEFAULT_API)
+    state: Path
+    host: str
+    port: int
+    api: Path
     names: tuple[str, ...] = ()
 
 
@@ -99,6 +95,7 @@ async def _run_until_signal(
     )
     await runner.setup()
     stop = asyncio.Event()
+    api_socket: socket.socket | None = None
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -106,7 +103,8 @@ async def _run_until_signal(
         async with asyncio.TaskGroup() as group:
             gateways = group.create_task(listener.run(), name="gateway listener")
             await listener.listening.wait()
-            await web.SockSite(runner, unix_socket(options.api)).start()
+            api_socket = unix_socket(options.api)
+            await web.SockSite(runner, api_socket).start()
             log.info(
                 "listening",
                 gateways=f"{options.host}:{listener.port}",
@@ -122,8 +120,10 @@ async def _run_until_signal(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         await runner.cleanup()
-        with contextlib.suppress(OSError):
-            options.api.unlink()
+        if api_socket is not None:
+            # Ours; when binding failed, the path is another service's.
+            with contextlib.suppress(OSError):
+                options.api.unlink()
 
 
 def _startup_error(error: BaseException, options: ServerOptions) -> BaseException:

@@ -36,8 +36,8 @@ from gwmodule.amt.redirection import (
 )
 from gwmodule.errors import ChannelReset, Code, GatewayError
 from gwmodule.msp.client import ApiClient, ApiRefused, ApiUnavailable, ClientStream
+from gwmodule.msp.subprotocol import first_leaf
 from gwmodule.msp.tls import TlsStream
-from gwmodule.msp.webrelay import first_leaf
 from gwmodule.telemetry import escape
 
 REDIRECTION_TCP = 16994

@@ -3,39 +3,24 @@
 Binary messages are the bytes of the stream, passed on as they come and never merged. Back-pressure
 is the transport's: a side that does not read stops the other one through drain and credit.
 
-A WebSocket has no half-close. A tool that offers the subprotocol `gwmodule.stream.1` gets one: an
-empty binary message is the end of that direction, and the connection closes when both have ended.
-Without it the first end closes the connection, which is what browsers' tools expect.
-
-The close code is 1000, or 4000 + errors.Code with the reason in words.
+The first end closes the connection, which is what browsers' tools expect, unless the tool asks for
+half-close (msp.subprotocol).
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TypeVar
 
 from aiohttp import WSMsgType, web
 
 from gwmodule.amt.redirection import SessionKind, session_kind
 from gwmodule.errors import ChannelReset, Code
 from gwmodule.msp.seam import SessionSeam, StreamSeam
+from gwmodule.msp.subprotocol import SUBPROTOCOL, close_code, close_reason, code_of, first_leaf
 from gwmodule.wire.frames import Priority
 from gwmodule.wire.messages import StreamTarget
 
-_E = TypeVar("_E", bound=BaseException)
-
-SUBPROTOCOL = "gwmodule.stream.1"
-CLOSE_NORMAL = 1000
-CLOSE_UNSUPPORTED = 1003
-CLOSE_ABNORMAL = 1006
-# Private use (RFC 6455 section 7.4.2); errors.Code is below 256.
-CLOSE_BASE = 4000
-# A close frame holds 125 bytes, two of them the code.
-MAX_CLOSE_REASON = 123
-# A tool's message; every known one sends less than 64 KiB at a time.
-MAX_MESSAGE = 1024 * 1024
 # StartRedirectionSession tells what the stream will carry. No tool waits before it sends it.
 FIRST_BYTES = 8
 FIRST_WAIT = 0.25
@@ -61,24 +46,6 @@ class _ToolLeft(Exception):
         super().__init__(reason)
         self.code = code
         self.reason = reason
-
-
-def close_code(code: Code) -> int:
-    return CLOSE_NORMAL if code is Code.OK else CLOSE_BASE + code
-
-
-def code_of(close: int | None) -> Code:
-    """The reverse of `close_code`; what is no code of ours counts as a lost connection."""
-    if close in (CLOSE_NORMAL, 1001):
-        return Code.OK
-    try:
-        return Code((close or 0) - CLOSE_BASE)
-    except ValueError:
-        return Code.CONNECTION_LOST
-
-
-def close_reason(reason: str) -> bytes:
-    return reason.encode()[:MAX_CLOSE_REASON].decode(errors="ignore").encode()
 
 
 class WebRelay:
@@ -207,9 +174,3 @@ def _priority(first: list[bytes], mode: str) -> Priority:
     kind = session_kind(start)
     in_tls = start[:1] == TLS_HANDSHAKE and mode == "sol"
     return Priority.INTERACTIVE if kind is SessionKind.SOL or in_tls else Priority.BULK
-
-
-def first_leaf(group: BaseExceptionGroup[_E]) -> _E:
-    """The first error of a task group: what ended it; the others follow from it."""
-    error = group.exceptions[0]
-    return first_leaf(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,0 +1,211 @@
+"""A fake gateway session behind the real API on a real unix socket."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from aiohttp import web
+
+from gwmodule.errors import ChannelReset, Code
+from gwmodule.msp.api import Api, unix_socket
+from gwmodule.msp.client import ApiClient
+from gwmodule.msp.pki import Authority
+from gwmodule.msp.registry import Registry
+from gwmodule.wire.frames import Priority
+from gwmodule.wire.messages import Credential, Result, StreamTarget
+from gwmodule.wire.notices import Observation, Presence, Provisioning
+
+PC = UUID("55e3ae13-bfd2-61bb-17a0-88aedd7037ea")
+MAC = bytes.fromhex("020000000001")
+IP = IPv4Address("192.168.1.10")
+REALM = "Digest:34BF4B5A0561F95248F58509A406E046"
+NOW = 1_800_000_000.0
+
+
+class FakeStream:
+    """The device's end: the test feeds `incoming` and looks at `written`."""
+
+    def __init__(self, target: StreamTarget, priority: Priority) -> None:
+        self.target = target
+        self.priority = priority
+        self.incoming: asyncio.Queue[bytes | ChannelReset] = asyncio.Queue()
+        self.written: list[bytes] = []
+        self.eof = asyncio.Event()
+        self.room = asyncio.Event()
+        self.room.set()
+        self.changed = asyncio.Event()
+        self.reset_with: tuple[Code, str] | None = None
+
+    async def read(self) -> bytes:
+        item = await self.incoming.get()
+        if isinstance(item, ChannelReset):
+            raise item
+        return item
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+        self.changed.set()
+
+    async def drain(self) -> None:
+        await self.room.wait()
+
+    def write_eof(self) -> None:
+        self.eof.set()
+
+    def reset(self, code: Code, reason: str) -> None:
+        self.reset_with = (code, reason)
+        self.changed.set()
+
+    async def wait_for(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+@dataclass
+class FakeSession:
+    gateway: str = "home1"
+    observed_address: str = "203.0.113.7"
+    observed_port: int = 40000
+    software: str = "0.1.0"
+    boot_id: bytes = bytes(8)
+    connected: bool = True
+    rtt: float | None = 0.021
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    answer: Callable[[dict[str, Any]], Awaitable[Result]] | None = None
+    streams: asyncio.Queue[FakeStream] = field(default_factory=asyncio.Queue)
+    open: Callable[[StreamTarget, Priority], Awaitable[Any]] | None = None
+
+    async def call(self, **arguments: Any) -> Result:
+        self.calls.append(arguments)
+        if self.answer is not None:
+            return await self.answer(arguments)
+        return result({"power_state": 2})
+
+    async def open_stream(self, target: StreamTarget, priority: Priority) -> Any:
+        if self.open is not None:
+            return await self.open(target, priority)
+        stream = FakeStream(target, priority)
+        self.streams.put_nowait(stream)
+        return stream
+
+    @property
+    def credential(self) -> Credential:
+        credential = self.calls[-1]["credential"]
+        assert isinstance(credential, Credential)
+        return credential
+
+
+class FakeSessions:
+    def __init__(self, *sessions: FakeSession) -> None:
+        self.by_gateway = {session.gateway: session for session in sessions}
+
+    def locate(self, gateway: str) -> FakeSession | None:
+        return self.by_gateway.get(gateway)
+
+    def all(self) -> list[FakeSession]:
+        return list(self.by_gateway.values())
+
+
+@dataclass
+class Service:
+    registry: Registry
+    session: FakeSession
+    sessions: FakeSessions
+    path: Path
+    client: ApiClient
+    runner: web.AppRunner
+
+    def tell(self, observation: Observation, at: float = NOW, gateway: str = "home1") -> None:
+        self.registry.observe(gateway, "203.0.113.7", 40000, observation, 0.0, at)
+        self.registry.commit()
+
+
+def result(body: object, code: Code = Code.OK) -> Result:
+    return Result(1, code, 0.5, 4, json.dumps(body).encode())
+
+
+def answer(code: Code, body: object) -> Callable[[dict[str, Any]], Awaitable[Result]]:
+    async def give(_: dict[str, Any]) -> Result:
+        return result(body, code)
+
+    return give
+
+
+def presence(**changes: Any) -> Presence:
+    arguments: dict[str, Any] = {
+        "mac": MAC,
+        "address": IP,
+        "provisioning": Provisioning.POST,
+        "ports": (16992, 16994),
+        "realm": REALM,
+        "server": "Intel(R) Active Management Technology 15.0.23.1706",
+        "uuid": PC,
+    }
+    return Presence(**(arguments | changes))
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    """One gateway, `home1`, with one managed device, `PC`."""
+    authority = Authority.open(tmp_path, NOW)
+    registry = Registry(tmp_path / "registry.db")
+    registry.add_gateway("home1", "aa", NOW)
+    session = FakeSession()
+    sessions = FakeSessions(session)
+    api = Api(registry, sessions, authority, ["gwmodule-msp", "msp.example"], lambda: NOW)
+    runner = web.AppRunner(api.application(), access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    path = tmp_path / "s"
+    await web.SockSite(runner, unix_socket(path)).start()
+    async with ApiClient(str(path)) as client:
+        service = Service(registry, session, sessions, path, client, runner)
+        service.tell(presence())
+        yield service
+    await runner.cleanup()
+    registry.close()
+
+
+class TcpStream:
+    """A stream to a real socket, as the gateway would have it."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, priority: Priority
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self.priority = priority
+
+    async def read(self) -> bytes:
+        try:
+            return await self._reader.read(4096)
+        except ConnectionError as exc:
+            raise ChannelReset(Code.CONNECTION_LOST, "the device reset it") from exc
+
+    def write(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    async def drain(self) -> None:
+        await self._writer.drain()
+
+    def write_eof(self) -> None:
+        self._writer.write_eof()
+
+    def reset(self, code: Code, reason: str) -> None:
+        self._writer.transport.abort()
+
+    def end(self) -> None:
+        """What happens when the device closes."""
+        self._reader.feed_eof()
+
+    def cut(self, code: Code, reason: str) -> None:
+        """What happens when the gateway's session is lost."""
+        self._reader.set_exception(ChannelReset(code, reason))
+        self._writer.transport.abort()

@@ -1,0 +1,65 @@
+import asyncio
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from gwmodule.errors import ChannelReset, Code
+from gwmodule.msp.api import unix_socket
+from gwmodule.msp.client import ApiClient, ApiRefused, ApiUnavailable
+from tests.msp.conftest import PC, Service
+
+
+async def test_a_missing_service_is_one_sentence(tmp_path: Path) -> None:
+    async with ApiClient(str(tmp_path / "none")) as client:
+        with pytest.raises(ApiUnavailable, match=r"no gwmodule-msp service answers on .*none"):
+            await client.request("GET", "/healthz")
+        with pytest.raises(ApiUnavailable, match="no gwmodule-msp service"):
+            await client.open_stream(str(PC), 16994)
+
+
+async def test_a_service_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
+    sock = unix_socket(tmp_path / "s")
+    async with ApiClient(str(tmp_path / "s")) as client:
+        with pytest.raises(ApiUnavailable, match="within 0 s"):
+            await client.request("GET", "/healthz", timeout=0.1)
+    sock.close()
+
+
+async def test_another_service_on_the_socket_is_recognised(tmp_path: Path) -> None:
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text="<html>")
+
+    application = web.Application()
+    application.router.add_get("/healthz", page)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.SockSite(runner, unix_socket(tmp_path / "s")).start()
+    async with ApiClient(str(tmp_path / "s")) as client:
+        with pytest.raises(ApiUnavailable, match="not this program's service"):
+            await client.request("GET", "/healthz")
+        with pytest.raises(ApiRefused) as caught:
+            await client.request("GET", "/other")
+        assert caught.value.status == 404
+    await runner.cleanup()
+
+
+async def test_a_refused_stream_has_the_services_own_sentence(service: Service) -> None:
+    service.session.connected = False
+    with pytest.raises(ApiRefused, match="home1 is not connected") as caught:
+        await service.client.open_stream(str(PC), 16994)
+    assert (caught.value.status, caught.value.error) == (503, "GATEWAY_OFFLINE")
+
+
+async def test_a_service_that_stops_is_a_reset_with_the_reason(service: Service) -> None:
+    stream = await service.client.open_stream(str(PC), 16994)
+    await stream.write(b"12345678")
+    await service.session.streams.get()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(service.runner.cleanup())
+        with pytest.raises(ChannelReset, match="the service stops") as caught:
+            await stream.read()
+    assert caught.value.code is Code.SHUTDOWN
+    with pytest.raises(ChannelReset):
+        await stream.write(b"x")
+    await stream.close()

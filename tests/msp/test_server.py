@@ -1,0 +1,143 @@
+import asyncio
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from gwmodule.msp.client import ApiClient, ApiUnavailable
+
+ServeCommand = Callable[..., list[str]]
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> ServeCommand:
+    def build(*extra: str, listen: str = "127.0.0.1:0", api: str = "s") -> list[str]:
+        return [
+            sys.executable, "-m", "gwmodule.msp.cli", "serve", "--state", str(tmp_path / "state"),
+            "--listen", listen, "--api", str(tmp_path / api), *extra,
+        ]  # fmt: skip
+
+    return build
+
+
+@pytest.fixture
+async def processes() -> AsyncIterator[list[asyncio.subprocess.Process]]:
+    started: list[asyncio.subprocess.Process] = []
+    yield started
+    for process in started:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def serve(
+    processes: list[asyncio.subprocess.Process], argv: list[str]
+) -> tuple[asyncio.subprocess.Process, int]:
+    """Start the service and wait for its `listening` line; the gateways' port."""
+    process = await asyncio.create_subprocess_exec(*argv, stderr=asyncio.subprocess.PIPE)
+    processes.append(process)
+    assert process.stderr is not None
+    async with asyncio.timeout(15):
+        while b"gateways=" not in (line := await process.stderr.readline()):
+            assert line, "the service ended"
+    return process, int(line.partition(b"gateways=127.0.0.1:")[2].split()[0])
+
+
+def handshake(port: int, bundle: dict[str, str], directory: Path, *, with_key: bool) -> str | None:
+    context = ssl.create_default_context(cadata=bundle["ca"])
+    context.set_alpn_protocols(["gwmodule/1"])
+    if with_key:
+        (directory / "crt").write_text(bundle["certificate"])
+        (directory / "key").write_text(bundle["key"])
+        context.load_cert_chain(directory / "crt", directory / "key")
+    with (
+        socket.create_connection(("127.0.0.1", port), 5) as sock,
+        context.wrap_socket(sock, server_hostname="gwmodule-msp") as tls,
+    ):
+        if not with_key and not tls.recv(1):
+            raise ConnectionResetError("closed instead of reset")
+        return tls.selected_alpn_protocol()
+
+
+async def test_it_serves_gateways_and_technicians_until_sigterm(
+    processes: list[asyncio.subprocess.Process], command: ServeCommand, tmp_path: Path
+) -> None:
+    process, port = await serve(processes, command("--name", "msp.example"))
+    async with ApiClient(str(tmp_path / "s")) as client:
+        bundle = await client.request("POST", "/api/v1/gateways", {"name": "home1"})
+        assert bundle["serverNames"] == ["gwmodule-msp", "msp.example"]
+        shaken = await asyncio.to_thread(handshake, port, bundle, tmp_path, with_key=True)
+        assert shaken == "gwmodule/1"
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await asyncio.to_thread(handshake, port, bundle, tmp_path, with_key=False)
+        assert (await client.request("GET", "/healthz"))["status"] == "ok"
+    process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(10):
+        _, err = await process.communicate()
+    assert process.returncode == 0
+    assert b"event=stopped" in err
+    assert b"Traceback" not in err
+    assert not (tmp_path / "s").is_socket()
+
+
+async def test_what_was_enrolled_survives_kill_9(
+    processes: list[asyncio.subprocess.Process], command: ServeCommand, tmp_path: Path
+) -> None:
+    process, _ = await serve(processes, command())
+    async with ApiClient(str(tmp_path / "s")) as client:
+        before = await client.request("POST", "/api/v1/gateways", {"name": "home1"})
+    process.kill()
+    await process.wait()
+    await serve(processes, command())
+    async with ApiClient(str(tmp_path / "s")) as client:
+        (gateway,) = await client.request("GET", "/api/v1/gateways")
+        assert gateway["fingerprint"] == before["fingerprint"]
+        again = await client.request("POST", "/api/v1/gateways", {"name": "home2"})
+        assert again["ca"] == before["ca"]
+
+
+async def test_a_second_service_is_refused_with_the_reason(
+    processes: list[asyncio.subprocess.Process], command: ServeCommand, tmp_path: Path
+) -> None:
+    _, port = await serve(processes, command())
+    for argv, reason in (
+        (command(api="other"), "another service uses this directory"),
+        (
+            command("--state", str(tmp_path / "b"), "--log-level", "error"),
+            "another service answers",
+        ),
+        (
+            command("--state", str(tmp_path / "c"), listen=f"127.0.0.1:{port}", api="c"),
+            "in use",
+        ),
+    ):
+        done = await asyncio.to_thread(
+            subprocess.run, argv, capture_output=True, text=True, timeout=15, check=False
+        )
+        assert done.returncode == 78, done.stderr
+        assert reason in done.stderr
+        assert "Traceback" not in done.stderr
+    async with ApiClient(str(tmp_path / "s")) as client:
+        assert (await client.request("GET", "/healthz"))["status"] == "ok"
+
+
+async def test_a_damaged_registry_or_state_is_a_clear_error(
+    command: ServeCommand, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "registry.db").write_bytes(b"garbage" * 1000)
+    done = await asyncio.to_thread(
+        subprocess.run, command(), capture_output=True, text=True, timeout=15, check=False
+    )
+    assert done.returncode == 1
+    assert "not a database" in done.stderr
+    assert "Traceback" not in done.stderr
+    async with ApiClient(str(tmp_path / "s")) as client:
+        with pytest.raises(ApiUnavailable):
+            await client.request("GET", "/healthz")
