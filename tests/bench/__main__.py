@@ -21,7 +21,7 @@ from gwmodule.sim import isolate
 from tests.bench import cells, report
 from tests.bench.cells import BULK_QUEUE, BULK_RATE, RATE, RTT
 from tests.bench.tools import BenchError, Workshop, missing_packages
-from tests.lab.line import Profile
+from tests.lab.line import Measured, Profile
 
 _PARTS = "abcde"
 
@@ -52,11 +52,11 @@ FULL = Effort(
     queues=(0.032, 0.1, 0.4),
     losses=(0.0, 0.01),
     loaded_rounds=3,
-    loaded_count=200,
-    loaded_warm_up=4.0,
+    loaded_count=110,
+    loaded_warm_up=3.0,
     rtts=(0.0, 0.1),
     bulk_rounds=3,
-    bulk_seconds=6.0,
+    bulk_seconds=5.0,
     bulk_warm_up=5.0,
     sessions=2000,
     watch=12.0,
@@ -85,7 +85,7 @@ def say(line: str) -> None:
 
 
 def measure(effort: Effort, parts: str, congestion: str, workshop: Workshop) -> report.Results:
-    results = report.Results(_machine(congestion))
+    results = report.Results(_machine(congestion, workshop.python))
     if "a" in parts:
         say("(a) idle echo ...")
         results.idle = cells.idle_echo(workshop, effort.idle_rounds, effort.idle_count)
@@ -124,7 +124,7 @@ def measure(effort: Effort, parts: str, congestion: str, workshop: Workshop) -> 
     return results
 
 
-def _check(results: report.Results, measured: cells.Measured, profile: Profile) -> None:
+def _check(results: report.Results, measured: Measured, profile: Profile) -> None:
     name = (
         f"{profile.rate / 1e6:g} Mbit/s, {profile.delay * 2e3:g} ms RTT,"
         f" {profile.queue * 1e3:g} ms queue, {profile.loss * 100:g} % loss"
@@ -133,7 +133,7 @@ def _check(results: report.Results, measured: cells.Measured, profile: Profile) 
     results.line.append({"profile": name, "measured": str(measured), **asdict(measured)})
 
 
-def _machine(congestion: str) -> dict[str, object]:
+def _machine(congestion: str, python: str) -> dict[str, object]:
     cpu = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -142,7 +142,7 @@ def _machine(congestion: str) -> dict[str, object]:
     return {
         "cpu": f"{len(cpu)} x {cpu[0] if cpu else platform.machine()}",
         "kernel": platform.release(),
-        "python": platform.python_version(),
+        "python": f"{python} {platform.python_version()}",
         "load_before": os.getloadavg()[0],
         "congestion_control": congestion,
     }

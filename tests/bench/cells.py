@@ -54,11 +54,8 @@ class Spread:
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Spread:
         ms = [s * 1e3 for s in seconds]
-        return cls(
-            *(round(percentile(ms, share), 3) for share in (0.5, 0.95, 0.99)),
-            round(max(ms), 3),
-            len(ms),
-        )
+        p50, p95, p99 = (round(percentile(ms, share), 3) for share in (0.5, 0.95, 0.99))
+        return cls(p50, p95, p99, round(max(ms), 3), len(ms))
 
 
 @contextlib.contextmanager
@@ -82,7 +79,8 @@ def _type(
     with subprocess.Popen(
         entering(place.msp, argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         line = process.stdout.readline()
         used = tool.cpu() - before
         process.stdin.close()
@@ -104,7 +102,8 @@ def _saturated(
     with subprocess.Popen(
         entering(place.msp, argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             if not process.stdout.readline():
                 raise BenchError(f"{tool.name}: bulk {direction} did not start")
@@ -115,7 +114,7 @@ def _saturated(
             process.kill()
 
 
-# ---- (a) idle echo --------------------------------------------------------------------------------
+# ---- (a) idle echo ------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -150,6 +149,8 @@ def idle_echo(workshop: Workshop, rounds: int, count: int, cpu: int = 0) -> list
         workshop.ssh,
         workshop.ours,
     ]
+    if workshop.python != sys.executable:
+        makers.append(workshop.ours_here)
     times: dict[str, list[list[float]]] = {}
     cpus: dict[str, list[float]] = {}
     with pinned(cpu), ExitStack() as stack:
@@ -183,9 +184,7 @@ def idle_echo(workshop: Workshop, rounds: int, count: int, cpu: int = 0) -> list
                     round(min(medians[name]) * 1e6, 1),
                     round(max(medians[name]) * 1e6, 1),
                 ),
-                p99_us_median=round(
-                    statistics.median(percentile(r, 0.99) for r in each) * 1e6, 1
-                ),
+                p99_us_median=round(statistics.median(percentile(r, 0.99) for r in each) * 1e6, 1),
                 vs_ssh=ratio(name, "ssh -R"),
                 vs_direct=ratio(name, "direct"),
                 cpu_us_per_key=round(statistics.median(cpus[name]), 1),
@@ -195,7 +194,7 @@ def idle_echo(workshop: Workshop, rounds: int, count: int, cpu: int = 0) -> list
     return rows
 
 
-# ---- (b), (d) echo beside bulk --------------------------------------------------------------------
+# ---- (b), (d) echo beside bulk ------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -285,7 +284,7 @@ def loaded_echo(
     ]
 
 
-# ---- (c) bulk -------------------------------------------------------------------------------------
+# ---- (c) bulk -----------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -359,7 +358,7 @@ def bulk(
     ]
 
 
-# ---- (e) idle sessions ----------------------------------------------------------------------------
+# ---- (e) idle sessions --------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -380,14 +379,17 @@ def idle_sessions(workshop: Workshop, count: int, watch: float, say: Say) -> Mem
     """Many gateways, one MSP process; its private memory before and after, and its CPU at rest."""
     with workshop.started() as started:
         state = str(workshop.authority.directory)
-        argv = [sys.executable, "-m", "tests.bench.msp_end", "127.0.0.1", "4435", state]
-        msp = started.start(None, argv, talks=True)
+        argv = [workshop.python, "-m", "tests.bench.msp_end", "127.0.0.1", "4435", state]
+        msp = started.start(None, argv, talks=True, environment=workshop.environment)
         argv = [sys.executable, "-m", "tests.bench.many_gateways", "127.0.0.1:4435", state]
         many = started.start(None, [*argv, str(workshop.directory / "many")], talks=True)
-        assert many.stdin is not None and msp.stdin is not None and msp.stdout is not None
+        assert many.stdin is not None
+        assert msp.stdin is not None
+        assert msp.stdout is not None
 
         def grow_to(total: int) -> None:
-            assert many.stdin is not None and many.stdout is not None
+            assert many.stdin is not None
+            assert many.stdout is not None
             many.stdin.write(f"{total}\n")
             many.stdin.flush()
             if not many.stdout.readline():
@@ -428,7 +430,7 @@ def _private(pid: int) -> int:
     return sum(int(fields[name].split()[0]) for name in ("Private_Clean", "Private_Dirty"))
 
 
-# ---- the line -------------------------------------------------------------------------------------
+# ---- the line -----------------------------------------------------------------------------------
 
 
 def check_line(line: Line, profile: Profile, probes: int) -> Measured:

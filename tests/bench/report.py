@@ -115,7 +115,8 @@ def text(results: Results) -> str:
                         f"{r.line_queue_ms:.0f}",
                     )
                     for r in sorted(
-                        rows, key=lambda r: (r.queue_ms, (IDLE, UP, DOWN).index(r.direction), r.tool)
+                        rows,
+                        key=lambda r: (r.queue_ms, (IDLE, UP, DOWN).index(r.direction), r.tool),
                     )
                 ],
             )
@@ -199,7 +200,12 @@ def _pyplot() -> Any:
     return importlib.import_module("matplotlib.pyplot")
 
 
-_COLOURS = {"gwmodule": "#1f6f8b", "ssh -R": "#d1495b", "plain TCP": "#6c757d"}
+_COLOURS = {
+    "gwmodule": "#1f6f8b",
+    "gwmodule, this Python": "#7fb3c8",
+    "ssh -R": "#d1495b",
+    "plain TCP": "#6c757d",
+}
 
 
 def _plot(pyplot: Any, results: Results, path: Path) -> None:

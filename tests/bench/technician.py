@@ -1,10 +1,10 @@
 """The near end of every path: types and moves bulk, and says what it saw as one JSON line.
 
-    python -m tests.bench.technician type PORT COUNT LOW HIGH
-        COUNT bytes, LOW to HIGH seconds apart whether or not the echo is back (people do not
-        wait, and neither may the measurement); with HIGH 0 each waits for the one before it
-    python -m tests.bench.technician up|down PORT WARM_UP STATS_SOCKET
-        saturate until stdin closes; bytes are counted at the receiver, after WARM_UP seconds
+python -m tests.bench.technician type PORT COUNT LOW HIGH
+    COUNT bytes, LOW to HIGH seconds apart whether or not the echo is back (people do not
+    wait, and neither may the measurement); with HIGH 0 each waits for the one before it
+python -m tests.bench.technician up|down PORT WARM_UP STATS_SOCKET
+    saturate until stdin closes; bytes are counted at the receiver, after WARM_UP seconds
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import time
 _CHUNK = 64 * 1024
 # After the last byte was typed: longer than any queue of the bench.
 _PATIENCE = 10.0
+_PROBE_PATIENCE = 2.0
 WARM_UP_IDLE, WARM_UP_LOADED = 200, 5
 
 
@@ -126,14 +127,19 @@ def saturate(direction: str, port: int, warm_up: float, stats: str) -> dict[str,
     }
 
 
-def main() -> None:
+def main() -> int:
     mode, port = sys.argv[1], int(sys.argv[2])
     if mode == "type":
         count, low, high = int(sys.argv[3]), float(sys.argv[4]), float(sys.argv[5])
         type_keys(port, count, low, high)
+    elif mode == "probe":
+        with _connect(port) as sock:
+            sock.settimeout(_PROBE_PATIENCE)
+            return 0 if ping_pong(sock, 1) else 1
     else:
         print(json.dumps(saturate(mode, port, float(sys.argv[3]), sys.argv[4])))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,7 @@
-"""What is compared: each tool gives the technician local ports that lead to the device's ports.
+r"""What is compared: each tool gives the technician local ports that lead to the device's ports.
 
-    technician -> [ MSP end == connection == gateway end ] -> device
-                  \____ these processes are the tool ____/
+technician -> [ MSP end == connection == gateway end ] -> device
+              \____ these processes are the tool ____/
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ import contextlib
 import datetime
 import os
 import shutil
-import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from gwmodule.msp.pki import Authority, GatewayBundle, write_atomically
+from gwmodule.msp.enrolment import write_atomically
+from gwmodule.msp.pki import Authority, GatewayBundle
 from tests.bench.msp_end import GATEWAY
 from tests.lab.line import FAR_ADDRESS, NEAR_ADDRESS
 
 ECHO, SINK, SOURCE = "echo", "sink", "source"
+OURS, OURS_HERE = "gwmodule", "gwmodule, this Python"
 SERVICES = (ECHO, SINK, SOURCE)
 DEVICE_PORTS = {ECHO: 16994, SINK: 16995, SOURCE: 5900}
 # Of the MSP's end, where a tool needs one of its own.
@@ -66,6 +68,21 @@ class Place:
         return cls(msp=far, gateway=near, address=FAR_ADDRESS, gateway_address=NEAR_ADDRESS)
 
 
+def _distribution_python() -> str:
+    """The interpreter that gateways and services run on: the distribution's, as its OpenSSH is.
+
+    A CPython from somebody's own build may take twice the time (no profile-guided optimisation,
+    a shared libpython). Another version cannot load what is installed for this one.
+    """
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", "import sys; print(*sys.version_info[:2])"],
+        capture_output=True,
+        text=True,
+    )
+    same = done.stdout.strip() == f"{sys.version_info.major} {sys.version_info.minor}"
+    return "/usr/bin/python3" if same else sys.executable
+
+
 def entering(namespace: Path | None, argv: Sequence[str]) -> list[str]:
     return [*argv] if namespace is None else ["nsenter", f"--net={namespace}", *argv]
 
@@ -78,7 +95,12 @@ class Started:
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(
-        self, namespace: Path | None, argv: Sequence[str], *, talks: bool = False
+        self,
+        namespace: Path | None,
+        argv: Sequence[str],
+        *,
+        talks: bool = False,
+        environment: dict[str, str] | None = None,
     ) -> subprocess.Popen[str]:
         """`talks`: it prints a line when it is ready, and ends when stdin closes."""
         log = (self.directory / f"{Path(argv[0]).name}-{len(self.processes)}.log").open("a")
@@ -89,6 +111,7 @@ class Started:
                 stdout=subprocess.PIPE if talks else log,
                 stderr=log,
                 text=True,
+                env=None if environment is None else {**os.environ, **environment},
             )
         self.processes.append(process)
         if talks:
@@ -163,6 +186,9 @@ class Workshop:
             subprocess.run(argv, check=True)
         shutil.copy(directory / "user.pub", directory / "authorized_keys")
         self.stats = str(directory / "stats.sock")
+        self.python = _distribution_python()
+        # Where it finds what is installed for this one.
+        self.environment = {"PYTHONPATH": sysconfig.get_path("purelib")}
         self._runs = 0
 
     def write_bundle(self, bundle: GatewayBundle) -> Path:
@@ -287,17 +313,29 @@ class Workshop:
     @contextlib.contextmanager
     def ours(self, place: Place) -> Iterator[Tool]:
         """The MSP's listener and session, the gateway's dialer and streams."""
-        ports = _local_ports(5)
+        with self._ours(place, OURS, self.python, 5) as tool:
+            yield tool
+
+    @contextlib.contextmanager
+    def ours_here(self, place: Place) -> Iterator[Tool]:
+        """The same under the interpreter that runs the bench."""
+        with self._ours(place, OURS_HERE, sys.executable, 6) as tool:
+            yield tool
+
+    @contextlib.contextmanager
+    def _ours(self, place: Place, name: str, python: str, number: int) -> Iterator[Tool]:
+        ports = _local_ports(number)
         classes = {ECHO: "INTERACTIVE", SINK: "BULK", SOURCE: "BULK"}
         forwards = [f"{ports[s]}:{DEVICE_PORTS[s]}:{classes[s]}" for s in SERVICES]
+        listen = str(_LISTEN_PORT + number)
+        state = str(self.authority.directory)
         with self.started() as started:
-            msp = [sys.executable, "-m", "tests.bench.msp_end", place.address, str(_LISTEN_PORT)]
-            state = str(self.authority.directory)
-            started.start(place.msp, [*msp, state, *forwards], talks=True)
-            address = f"{place.address}:{_LISTEN_PORT}"
-            gateway = [sys.executable, "-m", "tests.bench.gateway_end", address, str(self.bundle)]
-            started.start(place.gateway, gateway)
-            yield _ready("gwmodule", ports, started, place)
+            msp = [python, "-m", "tests.bench.msp_end", place.address, listen, state, *forwards]
+            started.start(place.msp, msp, talks=True, environment=self.environment)
+            gateway = [python, "-m", "tests.bench.gateway_end", f"{place.address}:{listen}"]
+            gateway.append(str(self.bundle))
+            started.start(place.gateway, gateway, environment=self.environment)
+            yield _ready(name, ports, started, place)
 
 
 def _local_ports(tool: int) -> dict[str, int]:
@@ -307,20 +345,17 @@ def _local_ports(tool: int) -> dict[str, int]:
 def _ready(name: str, ports: dict[str, int], started: Started, place: Place) -> Tool:
     """The tool, as soon as a byte typed into its echo port comes back."""
     deadline = time.monotonic() + _PATIENCE
-    probe = [sys.executable, "-m", "tests.bench.technician", "type", str(ports[ECHO])]
+    probe = [sys.executable, "-m", "tests.bench.technician", "probe", str(ports[ECHO])]
     while time.monotonic() < deadline:
         ended = [p for p in started.processes if p.poll() is not None]
         if ended:
             raise BenchError(f"{name}: {ended[0].args!r} ended; logs in {started.directory}")
         done = subprocess.run(
-            entering(place.msp, [*probe, "1", "0", "0"]),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
+            entering(place.msp, probe), stdin=subprocess.DEVNULL, capture_output=True
         )
-        if done.returncode == 0 and '"missing": 0' in done.stdout:
+        if done.returncode == 0:
             return Tool(name, ports, [p.pid for p in started.processes])
-        time.sleep(0.2)
+        time.sleep(0.05)
     raise BenchError(f"{name} did not come up in {_PATIENCE:.0f} s; logs in {started.directory}")
 
 
@@ -334,5 +369,3 @@ def _wait_for(namespace: Path | None, host: str, port: int, started: Started) ->
             return
         time.sleep(0.1)
     raise BenchError(f"nothing listens on {host} port {port}; logs in {started.directory}")
-
-

@@ -255,7 +255,7 @@ def socket_in(namespace: Path, make: Callable[[], T]) -> T:
         try:
             _enter(namespace)
             result.append(make())
-        except BaseException as exc:  # noqa: BLE001 - carried over to the caller
+        except BaseException as exc:
             failure.append(exc)
 
     # A network namespace belongs to a thread, and this one ends here.
@@ -279,9 +279,7 @@ class Namespaces:
             _ip("-n", name, "link", "set", "lo", "up")
         near, far = (Path("/run/netns", name) for name in self._names)
         for namespace in (near, far):
-            # Each connection finds out about the line by itself, as after a reboot.
-            setting = Path("/proc/sys/net/ipv4/tcp_no_metrics_save")
-            socket_in(namespace, lambda: setting.write_text("1"))
+            socket_in(namespace, _forget_metrics)
         return near, far
 
     def __exit__(
@@ -292,6 +290,11 @@ class Namespaces:
     ) -> None:
         for name in self._names:
             subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+def _forget_metrics() -> None:
+    """Each connection finds out about the line by itself, as after a reboot."""
+    Path("/proc/sys/net/ipv4/tcp_no_metrics_save").write_text("1")
 
 
 class Line:
@@ -355,7 +358,7 @@ class Line:
         return answer
 
 
-# ---- is the line what it says? --------------------------------------------------------------------
+# ---- is the line what it says? ------------------------------------------------------------------
 
 
 @dataclass(slots=True)
