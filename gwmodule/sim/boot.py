@@ -80,6 +80,16 @@ _NEEDS = {
     "UseSafeMode": "ForceHardDriveSafeModeBoot",
     "UserPasswordBypass": "UserPasswordBypass",
 }
+# Settings that came later than the rest, by the major version that brought them.
+_SINCE = {
+    "EnforceSecureBoot": 9,
+    "SecureErase": 9,
+    "RSEPassword": 9,
+    "BootMediaIndex": 9,
+    "PlatformErase": 15,
+    "UefiBootNumberOfParams": 15,
+    "UefiBootParametersArray": 15,
+}
 _MAXIMA = {"FirmwareVerbosity": 3, "IDERBootDevice": 1, "BootMediaIndex": 255}
 _MAX_TEXT = 4096
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
@@ -106,8 +116,11 @@ class BootSettings:
 
     def __init__(self, profile: Profile) -> None:
         self.capabilities = _capabilities(profile)
+        self._defaults = {
+            name: value for name, value in DEFAULTS.items() if profile.major >= _SINCE.get(name, 0)
+        }
         self.sources = _sources(profile)
-        self.settings = dict(DEFAULTS)
+        self.settings = dict(self._defaults)
         self.source: BootSource | None = None
         self.role = NO_ROLE
         self.cleared = True
@@ -117,12 +130,12 @@ class BootSettings:
 
         What is missing goes back to its default, as the real one does.
         """
-        settings = dict(DEFAULTS)
-        for name, default in DEFAULTS.items():
+        settings = dict(self._defaults)
+        for name, default in self._defaults.items():
             if name in sent:
                 settings[name] = _parse(name, sent[name], default)
         for name, capability in _NEEDS.items():
-            if settings[name] and not self.capabilities.get(capability):
+            if settings.get(name) and not self.capabilities.get(capability):
                 raise BadBootSetting(f"this PC has no {capability}")
         self.settings = settings
         self.cleared = False
@@ -153,7 +166,7 @@ class BootSettings:
                 sol=bool(settings["UseSOL"]),
                 ider=int(settings["IDERBootDevice"]) if settings["UseIDER"] else None,
             )
-        self.settings = dict(DEFAULTS)
+        self.settings = dict(self._defaults)
         self.source = None
         self.role = NO_ROLE
         self.cleared = True
@@ -213,7 +226,13 @@ def _post(profile: Profile) -> list[tuple[float, str]]:
 
 
 def _capabilities(profile: Profile) -> dict[str, bool]:
+    recovery = {
+        "ForceUEFIHTTPSBoot": True,
+        "ForceUEFILocalPBABoot": False,
+        "ForceWinREBoot": False,
+    }
     return {
+        **(recovery if profile.has(Feature.HTTPS_BOOT) else {}),
         "BIOSPause": profile.has(Feature.DIAGNOSTIC_BOOT),
         "BIOSReflash": True,
         "BIOSSecureBoot": profile.major >= 9,

@@ -163,15 +163,18 @@ def _boot_setting_data(machine: Machine) -> Resource:
     recovery = machine.profile.has(Feature.HTTPS_BOOT)
 
     def properties() -> Properties:
-        # Write-only: what erases a disk.
-        settings = machine.boot.settings | {"RSEPassword": ""}
+        # Write-only: what erases a disk, and what One-Click Recovery is to fetch.
+        settings = dict(machine.boot.settings)
+        settings.pop("UefiBootParametersArray", None)
+        if "RSEPassword" in settings:
+            settings["RSEPassword"] = ""
         extra = {
             "BootguardStatus": 127,
             "RPEEnabled": recovery,
             "SecureBootControlEnabled": recovery,
             "UEFIHTTPSBootEnabled": recovery,
-            "UEFILocalPBABootEnabled": recovery,
-            "WinREBootEnabled": recovery,
+            "UEFILocalPBABootEnabled": False,
+            "WinREBootEnabled": False,
         }
         return {
             **settings,

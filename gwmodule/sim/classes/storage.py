@@ -46,7 +46,7 @@ def _service(machine: Machine, name: str, title: str, calls: dict[str, _Call]) -
 def _method(storage: Storage, call: _Call) -> Method:
     def run(invocation: Invocation) -> Properties:
         try:
-            return {**call(storage, invocation.input), "ReturnValue": int(Status.SUCCESS)}
+            return {"ReturnValue": int(Status.SUCCESS), **call(storage, invocation.input)}
         except StorageRefused as exc:
             return returns(exc.status)
 
@@ -114,12 +114,15 @@ def _read(storage: Storage, given: Element) -> _Outputs:
 
 
 def _write(storage: Storage, given: Element) -> _Outputs:
+    handle, offset = given.number("BlockHandle"), given.number("ByteOffset")
     try:
         data = base64.b64decode(given.read("Data"), validate=True)
-    except (binascii.Error, ValueError) as exc:
-        raise StorageRefused(Status.INVALID_PARAMETER) from exc
-    handle, offset = given.number("BlockHandle"), given.number("ByteOffset")
-    return {"BytesWritten": storage.write(_session(given), handle, offset, data)}
+        return {"BytesWritten": storage.write(_session(given), handle, offset, data)}
+    except StorageRefused as exc:
+        # The one method that tells its output also when it fails.
+        return {"BytesWritten": 0, "ReturnValue": int(exc.status)}
+    except (binascii.Error, ValueError):
+        return {"BytesWritten": 0, "ReturnValue": int(Status.INVALID_PARAMETER)}
 
 
 _CALLS: dict[str, _Call] = {
