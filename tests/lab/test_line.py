@@ -44,7 +44,7 @@ def test_a_drained_queue_takes_packets_again() -> None:
     direction = Direction(SLOW, seed=0)
     direction.offer(PACKET, now=0.0)
     direction.offer(PACKET, now=0.0)
-    direction.offer(PACKET, now=0.1)
+    direction.offer(PACKET, now=0.11)
     assert arrivals(direction) == [0.6, 0.7, 0.8]
 
 
