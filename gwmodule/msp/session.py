@@ -127,7 +127,8 @@ class Stream:
             # A reader waits by the timeouts of before.
             self._readable.set()
         self._session.mux.send(self._channel, data)
-        self._session.flush_soon()
+        # At once: the next loop turn would cost a keystroke one more look at every socket.
+        self._session.flush()
 
     async def drain(self) -> None:
         """Wait until the send queue has room; ChannelReset when the stream broke."""
@@ -245,7 +246,7 @@ class Session:
 
     def attach(self, link: Link, received: int) -> None:
         """Go on over this link. RemoteProtocolError when the counts do not fit."""
-        self.mux.attach(received, self._loop.time())
+        self.mux.attach(received, self._loop.time(), link.rtt)
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
@@ -319,6 +320,10 @@ class Session:
                 pending.result.set_exception(LinkLost(f"outcome unknown: {reason}"))
         self._calls.clear()
         self._on_down(self)
+
+    def flush(self) -> None:
+        if self._link is not None:
+            self._link.flush()
 
     def flush_soon(self) -> None:
         if self._link is not None:

@@ -33,6 +33,8 @@ class Session(Protocol):
 
     mux: Mux
 
+    def flush(self) -> None: ...
+
     def flush_soon(self) -> None: ...
 
 
@@ -225,7 +227,8 @@ class _Stream:
             self._pause_reading()
             mux.send_eof(self.channel)
             self._close_when_done()
-        self.session.flush_soon()
+        # At once: the next loop turn would cost a keystroke one more look at every socket.
+        self.session.flush()
 
     # ---- MSP to device ------------------------------------------------------------------------
 

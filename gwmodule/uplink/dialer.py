@@ -45,6 +45,10 @@ class GatewaySession:
         self.draining = False
         self.lost: asyncio.Future[GatewayError] = asyncio.get_running_loop().create_future()
 
+    def flush(self) -> None:
+        if self.link is not None:
+            self.link.flush()
+
     def flush_soon(self) -> None:
         if self.link is not None:
             self.link.flush_soon()
@@ -252,7 +256,7 @@ class Dialer:
         if fresh:
             self._renew(Code.SESSION_LOST, "the MSP has a fresh session", link)
         session = self.session
-        session.mux.attach(0 if fresh else welcome.received, now)
+        session.mux.attach(0 if fresh else welcome.received, now, link.rtt)
         session.token = welcome.token
         session.welcome = welcome
         self.connected_since = now

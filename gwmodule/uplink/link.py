@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from gwmodule.errors import GatewayError, LinkLost, RemoteProtocolError
-from gwmodule.uplink.pacing import TCP_INFO_SIZE, Pace, Pacer, parse_tcp_info
+from gwmodule.uplink.pacing import TCP_INFO_SIZE, LineSample, Pace, Pacer, parse_tcp_info
 from gwmodule.uplink.tls import PeerIdentity, TlsEngine
 from gwmodule.wire.codec import build_goaway
 from gwmodule.wire.frames import MAX_PAYLOAD
@@ -85,6 +85,9 @@ class Link:
         self._timer: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._notsent_lowat = NOTSENT_LOWAT
+        # What may go to the kernel before it has to be asked how much lies there unsent.
+        self._room = 0
+        self._progressing = False
         self._budget = _BUDGET
         self._pacer: Pacer | None = None
         self._pacing: asyncio.Handle | None = None
@@ -139,6 +142,12 @@ class Link:
         self._lose(reason)
 
     @property
+    def rtt(self) -> float:
+        """The kernel's estimate in seconds, from the handshake on; 0 when there is none."""
+        sample = self._sample()
+        return 0.0 if sample is None else sample.rtt
+
+    @property
     def local_address(self) -> str:
         """The address the link was made from; "" when the socket is gone."""
         try:
@@ -162,12 +171,16 @@ class Link:
 
     def flush_soon(self) -> None:
         """Flush once at the end of this loop turn: one write, one TLS record."""
+        if self._progressing:
+            # What the link's own events bring about is flushed when they are delivered.
+            return
         if not self._flush_scheduled and not self._closed:
             self._flush_scheduled = True
             self._loop.call_soon(self.flush)
 
     def _set_lowat(self, size: int) -> None:
         self._notsent_lowat = size
+        self._room = 0
         self._sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, size)
 
     def _drain(self) -> None:
@@ -177,7 +190,7 @@ class Link:
                 return
             if self._tls is not None and not self._tls.ready:
                 break
-            if self._unsent() >= self._notsent_lowat:
+            if self._room <= 0 and not self._look_for_room():
                 self._arm_writer()
                 return
             data = b"" if self.machine is None else self.machine.data_to_send(self._budget)
@@ -200,12 +213,17 @@ class Link:
         except (BlockingIOError, InterruptedError):
             return False
         self.bytes_sent += sent
+        self._room -= sent
         self._pending = self._pending[sent:]
         return not self._pending
 
-    def _unsent(self) -> int:
+    def _look_for_room(self) -> bool:
+        """Ask the kernel, but only after as much was sent as could lie there: a keystroke then
+        costs no call of its own.
+        """
         (unsent,) = struct.unpack("i", fcntl.ioctl(self._fd, _SIOCOUTQNSD, b"\0\0\0\0"))
-        return int(unsent)
+        self._room = self._notsent_lowat - int(unsent)
+        return self._room > 0
 
     def _arm_writer(self) -> None:
         if not self._writer_armed:
@@ -244,11 +262,7 @@ class Link:
 
     def _on_pacing(self) -> None:
         now = self._loop.time()
-        try:
-            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
-        except OSError:
-            info = b""
-        sample = parse_tcp_info(info)
+        sample = self._sample()
         if sample is None or self._closed:
             return
         if self._pacer is None:
@@ -257,6 +271,13 @@ class Link:
         else:
             self._set_pace(self._pacer.update(sample, now))
         self._pacing = self._loop.call_at(self._pacer.next_update(sample, now), self._on_pacing)
+
+    def _sample(self) -> LineSample | None:
+        try:
+            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
+        except OSError:
+            return None
+        return parse_tcp_info(info)
 
     def _set_pace(self, pace: Pace | None) -> None:
         rate = _UNLIMITED if pace is None else min(int(pace.rate), _UNLIMITED - 1)
@@ -302,7 +323,11 @@ class Link:
 
     def _progress(self) -> None:
         if not self._closed:
-            self.owner.link_progress(self)
+            self._progressing = True
+            try:
+                self.owner.link_progress(self)
+            finally:
+                self._progressing = False
             self._check_pacing()
             self.flush()
 

@@ -131,8 +131,10 @@ class Mux:
     def attached(self) -> bool:
         return self._attached
 
-    def attach(self, received: int, now: float) -> None:
+    def attach(self, received: int, now: float, rtt: float = 0.0) -> None:
         """A link is up, both sides agreed on this session; `received` is the peer's count.
+
+        `rtt` (seconds) is what is known of this link: bulk windows grow before the first PONG.
 
         RemoteProtocolError when the peer's count is impossible.
         """
@@ -147,6 +149,7 @@ class Mux:
         }
         self._credits[CONTROL_CHANNEL] = self._control_in.limit
         self._attached = True
+        self.rtt = rtt
         self._last_received = now
         if self._side is Side.GATEWAY:
             # Ten thousand gateways that came back together must not ping in step.
