@@ -10,7 +10,8 @@ ISOLATED := $(BIN)/python -m gwmodule.sim.isolate -- $(BIN)/python
 export PATH := $(PATH):/usr/sbin:/sbin
 # program=package, for the lab and its tests
 PROGRAMS := ip=iproute2 nft=nftables dnsmasq=dnsmasq-base udhcpc=udhcpc amtterm=amtterm \
-	strace=strace setpriv=util-linux
+	amttool=libsoap-lite-perl strace=strace setpriv=util-linux busybox=busybox curl=curl \
+	shellcheck=shellcheck systemd-analyze=systemd
 
 .DEFAULT_GOAL := help
 .PHONY: help setup programs demo lab test test-lab check format bench ipk clean
