@@ -101,6 +101,9 @@ class TlsEngine:
                 if not part:
                     break
                 parts.append(part)
+                # Looking costs less than the exception that says there is nothing more.
+                if not self._incoming.pending and not self._object.pending():
+                    break
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as exc:

@@ -74,6 +74,8 @@ UNSEQUENCED = frozenset(
         FrameType.CREDIT,
     }
 )
+# Their numbers are the low ones, so that the hot path compares instead of looking up.
+FIRST_SEQUENCED = int(FrameType.OPEN)
 # Control messages: on channel 0 and under its credit.
 MESSAGES = frozenset(
     {

@@ -46,11 +46,11 @@ from gwmodule.wire.events import (
 )
 from gwmodule.wire.frames import (
     CONTROL_CHANNEL,
+    FIRST_SEQUENCED,
     HEADER_SIZE,
     MAX_CHANNEL,
     MAX_PAYLOAD,
     MESSAGES,
-    UNSEQUENCED,
     FrameType,
     Priority,
 )
@@ -65,7 +65,9 @@ MAX_ANSWERS = 1024
 # A peer that answers no PING gets no more of them; no round trip takes sixteen intervals.
 MAX_PINGS = 16
 # What `room` allows to wait in a channel's send queue.
-SEND_QUEUE = {Priority.INTERACTIVE: 16384, Priority.BULK: 262144}
+# Indexed by priority (a list: hashing an enumeration member is a call in Python); channel 0 has
+# messages instead of a queue.
+SEND_QUEUE = (0, 16384, 262144)
 
 
 class Side(enum.IntEnum):
@@ -101,7 +103,7 @@ class Mux:
         self._replaying: deque[bytes] = deque()
         self._answers: deque[bytes] = deque()
         self._messages: deque[bytes] = deque()
-        self._ready: dict[Priority, deque[int]] = {p: deque() for p in SEND_QUEUE}
+        self._ready: list[deque[int]] = [deque() for _ in SEND_QUEUE]
         self._bulk_owed = 0
         # The largest DATA payload of bulk; pacing lowers it so that a keystroke waits less.
         self.bulk_chunk = MAX_PAYLOAD
@@ -190,7 +192,7 @@ class Mux:
         self._decoder.receive(data)
         while (frame := self._decoder.next_frame()) is not None:
             self._last_received = now
-            if frame.type in UNSEQUENCED:
+            if frame.type < FIRST_SEQUENCED:
                 self._on_link_frame(frame, now)
             else:
                 self._received += 1
@@ -357,6 +359,8 @@ class Mux:
     @property
     def shares_the_line(self) -> bool:
         """Both classes are open: the sender must pace itself."""
+        if len(self._channels) < 2:
+            return False
         priorities = [channel.priority for channel in self._channels.values()]
         return Priority.INTERACTIVE in priorities and Priority.BULK in priorities
 
@@ -518,6 +522,9 @@ class Mux:
             self._make_ready(channel)
 
     def _on_sequenced(self, frame: Frame) -> None:
+        if frame.type is FrameType.DATA and (channel := self._channels.get(frame.channel)):
+            self._on_data(channel, frame.payload)
+            return
         if frame.type in MESSAGES:
             self._on_message(frame)
             return
@@ -534,8 +541,6 @@ class Mux:
                 return
             raise ChannelStateError(f"{frame.type.name} on channel {frame.channel}, never opened")
         match frame.type:
-            case FrameType.DATA:
-                self._on_data(channel, frame.payload)
             case FrameType.EOF:
                 self._on_eof(channel, frame.payload)
             case FrameType.ACCEPT:
