@@ -10,6 +10,7 @@ import datetime
 import re
 from dataclasses import dataclass, replace
 
+MAX_TIME = 0xFFFFFFFF
 MAX_ALARMS = 5
 MAX_NAME = 64
 # xs:duration as AMT writes it: P0DT0H1M, with or without seconds.
@@ -36,8 +37,9 @@ class DeviceClock:
         """When the clock will say `wall`."""
         return wall - self._offset
 
-    def shift(self, seconds: float) -> None:
-        self._offset += seconds
+    def set(self, now: float, wall: float) -> None:
+        """Within the 32 bits that its messages have for it."""
+        self._offset = min(max(wall, 0), MAX_TIME) - now
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,10 @@ def parse_moment(text: str) -> float:
         raise BadAlarm(f"{text[:40]!r} is no date and time") from exc
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=datetime.UTC)
-    return moment.timestamp()
+    seconds = moment.timestamp()
+    if not 0 <= seconds <= MAX_TIME:
+        raise BadAlarm(f"{text[:40]!r} is before 1970 or after 2106")
+    return seconds
 
 
 def parse_duration(text: str) -> int:

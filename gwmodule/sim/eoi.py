@@ -84,11 +84,11 @@ class EoiServer:
         return {"Status": SUCCESS, "Version": self._machine.profile.version}
 
     def _host_name(self, call: Element, now: float) -> _Answer:
-        return {"Status": SUCCESS, "Name": self._machine.hostname}
+        return {"Status": SUCCESS, "HostName": self._machine.hostname}
 
     def _domain_name(self, call: Element, now: float) -> _Answer:
         name = self._machine.settings.get("AMT_GeneralSettings", {}).get("DomainName", "")
-        return {"Status": SUCCESS, "Name": str(name) or "example.net"}
+        return {"Status": SUCCESS, "DomainName": str(name) or "example.net"}
 
     def _interfaces(self, call: Element, now: float) -> _Answer:
         return {"Status": SUCCESS, "InterfaceHandle": _INTERFACE}

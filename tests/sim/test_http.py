@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from gwmodule.amt import digest
 from gwmodule.sim.http import MAX_NONCES, NONCE_LIFETIME, HttpServer, Response
 from gwmodule.sim.machine import Machine, Provisioning
+from gwmodule.sim.profiles import PROFILES
 from tests.sim.test_wsman import PC, get
 
 REQUEST = get("AMT_GeneralSettings")
@@ -168,3 +169,29 @@ def test_no_authorization_raises(value: str) -> None:
     http, _ = server()
     assert ask(http, value).status == 401
     assert ask(http, f"Digest {value}").status == 401
+
+
+def test_firmware_before_wsman_answers_eoi_only() -> None:
+    pc = Machine(PC, "P@ssw0rd", now=0.0, profile=PROFILES["amt2"])
+    http = HttpServer(pc, lambda: "nonce")
+    secret = digest.ha1("admin", pc.realm, "P@ssw0rd")
+    for method, target, status in (
+        ("POST", "/wsman", 404),
+        ("POST", "/RemoteControlService", 500),
+        ("GET", "/RemoteControlService", 405),
+    ):
+        given_ = challenge(http.respond(method, target, "", b"", 0.0))
+        value = digest.authorization(
+            given_, "admin", secret, method=method, uri=target, nonce_count=1, cnonce="c"
+        )
+        assert http.respond(method, target, value, b"", 0.0).status == status
+
+
+def test_failed_logins_are_counted_in_the_event_log() -> None:
+    http, pc = server()
+    for _ in range(3):
+        ask(http, login(challenge(ask(http)), password="wrong"))
+    assert pc.failed_logins == 3
+    assert len(pc.events) == 3
+    ask(http, login(challenge(ask(http))))
+    assert pc.failed_logins == 0

@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from gwmodule.sim.classes import identify, resources
 from gwmodule.sim.machine import Machine, PowerState
+from gwmodule.sim.profiles import PROFILES
 from gwmodule.sim.wsman import (
     IDENTITY,
     MAX_CONTEXTS,
     Element,
     Properties,
+    Reference,
     Resource,
     WsmanServer,
     class_uri,
@@ -286,4 +288,102 @@ def test_no_request_raises(garbage: bytes, cut: int) -> None:
     good = get("AMT_GeneralSettings")
     for request in (garbage, good[:cut] + garbage, good[:cut] + garbage + good[cut:]):
         status, _ = server.respond(request, 0.0)
+        assert status in (200, 400)
+
+
+def test_an_instance_is_created_and_deleted() -> None:
+    notes: list[Properties] = []
+
+    def create(sent: Element) -> Reference:
+        notes.append({"InstanceID": sent.read("InstanceID")})
+        return Reference("AMT_Note", (("InstanceID", sent.read("InstanceID")),))
+
+    note = Resource("AMT_Note", lambda: notes, create=create, delete=notes.remove)
+    server = WsmanServer({"AMT_Note": note}, {})
+    body = f'<h:AMT_Note xmlns:h="{note.uri}"><h:InstanceID>one</h:InstanceID></h:AMT_Note>'
+    reply = answer(server, envelope("AMT_Note", f"{TRANSFER}/Create", body))
+    created = reply.find("Body")
+    assert created is not None
+    assert created.selectors("ResourceCreated") == {"InstanceID": "one"}
+    assert fault(server, envelope("AMT_Note", f"{TRANSFER}/Create")) == "c:SchemaValidationError"
+    delete = f"{TRANSFER}/Delete"
+    wrong = envelope("AMT_Note", delete, selectors={"InstanceID": "two"})
+    assert fault(server, wrong) == "c:InvalidSelectors"
+    reply = answer(server, envelope("AMT_Note", delete, selectors={"InstanceID": "one"}))
+    assert reply.find("Body", "Fault") is None
+    assert notes == []
+
+
+def test_a_selector_may_have_a_namespace(server: WsmanServer) -> None:
+    title = "Intel(r) AMT: General Settings"
+    request = get("AMT_GeneralSettings", {"InstanceID": title})
+    answer(server, request.replace(b' Name="', b' w:Name="'))
+
+
+def test_a_time_is_written_in_the_common_namespace(server: WsmanServer) -> None:
+    bios = instance(server, "CIM_BIOSElement")
+    released = bios.find("ReleaseDate", "Datetime")
+    assert released is not None
+    assert released.name == "{http://schemas.dmtf.org/wbem/wscim/1/common}Datetime"
+
+
+def test_a_small_page_is_all_a_pull_gets(pc: Machine) -> None:
+    server = WsmanServer(resources(pc), identify(pc), page=1)
+    response = answer(server, pull(enumerate_context(server))).find("Body", "PullResponse")
+    assert response is not None
+    items = response.find("Items")
+    assert items is not None
+    assert len(items.children) == 1
+    assert response.read("EnumerationContext")
+
+
+def test_instances_of_subclasses_go_by_their_own_names(server: WsmanServer) -> None:
+    name = "CIM_PhysicalPackage"
+    begun = answer(server, envelope(name, f"{ENUMERATION}/Enumerate", "<Enumerate/>"))
+    context = begun.read("Body", "EnumerateResponse", "EnumerationContext")
+    body = (
+        f'<n:Pull xmlns:n="{ENUMERATION}"><n:EnumerationContext>{context}</n:EnumerationContext>'
+        "<n:MaxElements>9</n:MaxElements></n:Pull>"
+    )
+    items = answer(server, envelope(name, f"{ENUMERATION}/Pull", body)).find(
+        "Body", "PullResponse", "Items"
+    )
+    assert items is not None
+    names = [item.name for item in items.children]
+    assert names[0] == f"{{{class_uri('CIM_Card')}}}CIM_Card"
+    assert len(names) == 5
+
+
+METHODS = [
+    (name, method)
+    for profile in ("amt11", "amt16")
+    for name, resource in resources(Machine(PC, "x", now=0.0, profile=PROFILES[profile])).items()
+    for method in resource.methods
+]
+
+
+ARGUMENTS = [
+    *("PowerState", "Role", "Source", "RequestedState", "SessionType", "IterationIdentifier"),
+    *("MaxReadRecords", "StartIndex", "OptInCode", "AlarmTemplate", "Ta0", "Tm1", "Tm2"),
+    *("SessionHandle", "CallerUUID", "BlockHandle", "ByteOffset", "ByteCount", "Data"),
+    *("BytesRequested", "Handle", "TotalAllocationSize", "EnterpriseName"),
+]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.sampled_from(METHODS),
+    st.dictionaries(
+        st.sampled_from(ARGUMENTS),
+        st.text("0123456789abcdef-=.\u0660é <&", max_size=40) | st.integers().map(str),
+    ),
+)
+def test_no_argument_of_any_method_raises(
+    chosen: tuple[str, str], arguments: dict[str, str]
+) -> None:
+    name, method = chosen
+    given_ = "".join(f"<h:{k}>{escape(v)}</h:{k}>" for k, v in arguments.items())
+    for profile in ("amt11", "amt16"):
+        pc = Machine(PC, "P@ssw0rd", now=0.0, profile=PROFILES[profile])
+        status, _ = WsmanServer(resources(pc), {}).respond(invoke(name, method, given_), 0.0)
         assert status in (200, 400)

@@ -55,7 +55,8 @@ def _time_synchronization(machine: Machine) -> Resource:
         if min(times) < 0:
             return returns(INVALID_PARAMETER)
         # Ta0 and Tm1 are one moment, on this clock and on the console's.
-        machine.clock.shift(times[1] - times[0])
+        wall = machine.clock.wall(invocation.now) + times[1] - times[0]
+        machine.clock.set(invocation.now, wall)
         machine.record(logs.CLOCK_SET)
         return returns(OK)
 
