@@ -69,13 +69,12 @@ class Package:
 
     def depends(self, minor: tuple[int, int]) -> str:
         names = [word.lstrip("+") for word in self.fields["DEPENDS"].split()]
-        major, number = minor
-        exact = f"(>= {major}.{number}), python3-light (<< {major}.{number + 1})"
-        light = f"python3-light {exact}"
-        # opkg must not take a Python that cannot read the bytecode.
-        found = [light if name == "python3-light" else name for name in names]
+        # opkg must not take a Python that cannot read the bytecode; the feeds' library has its
+        # minor version in its name.
+        if "python3-light" in names:
+            names.append("libpython3-{}.{}".format(*minor))
         extra = self.fields["EXTRA_DEPENDS"]
-        return ", ".join([*found, extra] if extra else found)
+        return ", ".join([*sorted(names), extra] if extra else sorted(names))
 
 
 class BuildError(Exception):
