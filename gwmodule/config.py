@@ -50,6 +50,12 @@ class MuxConfig:
     # Bulk is never starved altogether: one byte in this many is bulk's while it waits.
     bulk_share: int = setting(20, low=2, high=1000)
 
+    def __post_init__(self) -> None:
+        if self.control_window > self.memory // 2:
+            raise ValueError(
+                f"control_window {self.control_window} is over half of memory {self.memory}"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class LivenessConfig:
@@ -239,7 +245,8 @@ def _leaf(
             kind = "a whole number" if hint is int else "a number"
             raise ConfigError(path, where, f"must be {kind}, not {value!r}")
         low, high = bounds.get("low"), bounds.get("high")
-        if (low is not None and value < low) or (high is not None and value > high):
+        # Written so that a NaN, which compares with nothing, fails too.
+        if not (low is None or value >= low) or not (high is None or value <= high):
             raise ConfigError(path, where, f"is {value}, must be between {low} and {high}")
         return hint(value)
     if hint is str:

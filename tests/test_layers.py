@@ -48,6 +48,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "adapters": (
         "gwmodule.amt.client",
         "gwmodule.amt.connection",
+        "gwmodule.amt.eoi",
         "gwmodule.amt.presence",
         "gwmodule.capture.dissect",
         "gwmodule.capture.sniffer",
@@ -81,6 +82,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gwmodule.relay.listener",
         "gwmodule.relay.probe",
         "gwmodule.relay.streams",
+        "gwmodule.sim.connections",
         "gwmodule.sim.control",
         "gwmodule.sim.device",
         "gwmodule.sim.resolver",

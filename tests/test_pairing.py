@@ -29,16 +29,6 @@ ELSEWHERE = {
     "sim/services.py": "lab/test_restarts.py",
     "sim/topology.py": "lab/test_hosts.py",
     # Parts of the simulated device, seen as its peers see them.
-    "sim/alarms.py": "sim/test_catalogue.py",
-    "sim/boot.py": "sim/test_machine.py",
-    "sim/connections.py": "sim/test_device.py",
-    "sim/consent.py": "sim/test_catalogue.py",
-    "sim/eoi.py": "sim/test_catalogue.py",
-    "sim/flaky.py": "sim/test_device.py",
-    "sim/logs.py": "sim/test_catalogue.py",
-    "sim/profiles.py": "sim/test_catalogue.py",
-    "sim/serial.py": "sim/test_redirection.py",
-    "sim/storage.py": "sim/test_catalogue.py",
     "sim/classes": "sim/test_classes.py",
 }
 # Test files that are about more than one module.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-import hmac
 import socket
 import ssl
 from collections import deque
@@ -21,7 +20,7 @@ from gwmodule.uplink.link import Link
 from gwmodule.uplink.tls import PeerIdentity, TlsEngine, server_context
 from gwmodule.wire.codec import build_welcome
 from gwmodule.wire.events import LinkDead
-from gwmodule.wire.frames import NO_TOKEN, VERSION, FrameType
+from gwmodule.wire.frames import VERSION, FrameType
 from gwmodule.wire.handshake import Handshake
 from gwmodule.wire.messages import GoAway, Greeting, Notice, NoticeAck, Welcome
 from gwmodule.wire.notices import Digest, Observation
@@ -195,8 +194,13 @@ class GatewayListener:
             observed_port=port,
             gateway=session.gateway,
         )
+        try:
+            session.attach(link, greeting.received if resumed else 0)
+        except RemoteProtocolError as exc:
+            # The same counts would fail for ever: this session is over, the next one is fresh.
+            session.end(exc.code, str(exc))
+            raise
         link.write(build_welcome(welcome))
-        session.attach(link, greeting.received if resumed else 0)
         session.resumes += resumed
         with contextlib.suppress(GatewayError):
             self._registry.gateway_connected(
@@ -317,11 +321,7 @@ class _Arrival:
 
 
 def _may_resume(session: Session, greeting: Greeting) -> bool:
-    return (
-        greeting.token != NO_TOKEN
-        and session.boot_id == greeting.boot_id
-        and hmac.compare_digest(greeting.token, session.token)
-    )
+    return session.boot_id == greeting.boot_id and session.knows(greeting.token)
 
 
 def _listen(host: str, port: int) -> socket.socket:

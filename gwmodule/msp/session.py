@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 import random
 import secrets
@@ -39,7 +40,7 @@ from gwmodule.wire.events import (
     RoundTrip,
     SessionReset,
 )
-from gwmodule.wire.frames import TOKEN_SIZE, Priority, TlsMode
+from gwmodule.wire.frames import NO_TOKEN, TOKEN_SIZE, Priority, TlsMode
 from gwmodule.wire.messages import (
     Call,
     Cancel,
@@ -101,7 +102,8 @@ class Stream:
             elif heartbeat := await self._wait_held(self._hold):
                 return heartbeat
         data = self._incoming.popleft()
-        self._session.consumed(self._channel, len(data))
+        if self._ended is None:
+            self._session.consumed(self._channel, len(data))
         if self._hold is not None:
             self._hold.from_device(data, self._now())
         return data
@@ -215,7 +217,7 @@ class Session:
         liveness = LivenessConfig(interval=timeout / 3, timeout=timeout)
         # The jitter of pings only; they come from the gateway.
         self.mux = Mux(Side.MSP, mux_config, liveness, random.Random())
-        self.token = bytes(TOKEN_SIZE)
+        self.token = self._former_token = NO_TOKEN
         self._wait = wait
         self._on_notices = on_notices
         self._on_down = on_down
@@ -240,9 +242,21 @@ class Session:
     # ---- links --------------------------------------------------------------------------------
 
     def next_token(self) -> bytes:
-        """A new token for each link: one that was used once is worth nothing."""
+        """A new token for each link: one that was used once is worth nothing.
+
+        Unless its WELCOME was lost with the new link: the one before stays good until the first
+        frame proves that the gateway has the new one.
+        """
+        if self.mux.heard:
+            self._former_token = self.token
         self.token = secrets.token_bytes(TOKEN_SIZE)
         return self.token
+
+    def knows(self, token: bytes) -> bool:
+        """Whether this token resumes the session."""
+        known = hmac.compare_digest(token, self.token)
+        former = not self.mux.heard and hmac.compare_digest(token, self._former_token)
+        return token != NO_TOKEN and (known or former)
 
     def attach(self, link: Link, received: int) -> None:
         """Go on over this link. RemoteProtocolError when the counts do not fit."""

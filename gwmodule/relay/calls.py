@@ -23,6 +23,7 @@ from gwmodule.amt.client import WsmanClient
 from gwmodule.amt.functions import Context, find, validate
 from gwmodule.errors import (
     BadArgument,
+    ChannelStateError,
     Code,
     GatewayError,
     PolicyRefused,
@@ -178,7 +179,12 @@ class Calls:
         data = json.dumps(body, separators=(",", ":")).encode()
         detached = len(data) > _INLINE
         if detached:
-            channel = session.mux.open(ResultTarget(call.call), Priority.BULK)
+            try:
+                channel = session.mux.open(ResultTarget(call.call), Priority.BULK)
+            except ChannelStateError as exc:
+                error = {"error": f"no room for a result of {len(data)} bytes: {exc}"}
+                self._answer(session, call, Code.LIMIT, error, elapsed, exchanges)
+                return
             chunks = (data[i : i + _CHUNK] for i in range(0, len(data), _CHUNK))
             self._bodies[session, channel] = deque(chunks)
         result = Result(call.call, code, elapsed, exchanges, b"" if detached else data, detached)

@@ -115,6 +115,8 @@ class Mux:
         # Channel numbers that ended here, and the count at which the peer knows it.
         self._cooling: deque[tuple[int, int]] = deque()
         self.ended = False
+        # Whether the peer said anything on the present (or last) link.
+        self.heard = False
         self._attached = False
         self._last_received = 0.0
         self._ping_at: float | None = None
@@ -151,6 +153,7 @@ class Mux:
         }
         self._credits[CONTROL_CHANNEL] = self._control_in.limit
         self._attached = True
+        self.heard = False
         self.rtt = rtt
         self._last_received = now
         if self._side is Side.GATEWAY:
@@ -192,6 +195,7 @@ class Mux:
         self._decoder.receive(data)
         while (frame := self._decoder.next_frame()) is not None:
             self._last_received = now
+            self.heard = True
             if frame.type < FIRST_SEQUENCED:
                 self._on_link_frame(frame, now)
             else:

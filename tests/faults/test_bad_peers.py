@@ -21,9 +21,10 @@ from gwmodule.wire.codec import (
     build_greeting,
     build_pong,
     parse_goaway,
+    parse_welcome,
 )
 from gwmodule.wire.frames import NO_TOKEN, FrameType
-from gwmodule.wire.messages import GoAway, Greeting
+from gwmodule.wire.messages import GoAway, Greeting, Welcome
 from tests.uplink.peers import Peers, peers, until
 
 # Bytes that a test may make the service keep for one bad peer.
@@ -152,6 +153,34 @@ async def test_a_stolen_token_is_worth_nothing_to_another_gateway(tmp_path: Path
         assert victim.connected
 
 
+async def welcome(msp: Peers, token: bytes, *, speak: bool) -> Welcome:
+    """One link: greet, read the answer, say something or not, and be gone."""
+    async with bad_peer(msp) as (reader, writer):
+        writer.write(greeting(token=token))
+        decoder = Decoder()
+        async with asyncio.timeout(5):
+            while (frame := decoder.next_frame()) is None:
+                decoder.receive(await reader.read(1024))
+        if speak:
+            writer.write(build_credit(0, 65536, 0))
+            await writer.drain()
+            session = msp.sessions.locate("gw-2")
+            assert session is not None
+            await until(lambda: session.mux.heard)
+    return parse_welcome(frame.payload)
+
+
+async def test_a_token_is_good_once_but_a_lost_welcome_costs_no_session(tmp_path: Path) -> None:
+    async with peers(tmp_path) as msp:
+        first = (await welcome(msp, NO_TOKEN, speak=True)).token
+        # The welcome of the second link never reached the gateway: it comes again as before.
+        assert (await welcome(msp, first, speak=False)).resumed
+        third = await welcome(msp, first, speak=True)
+        assert third.resumed
+        # That link has proved itself, and with it the old token is spent.
+        assert not (await welcome(msp, first, speak=False)).resumed
+
+
 async def test_a_resume_with_an_impossible_count_is_refused(tmp_path: Path) -> None:
     async with peers(tmp_path) as msp:
         dialer, recorder, task = msp.start_gateway(msp.config("gw-2"))
@@ -168,6 +197,7 @@ async def test_a_resume_with_an_impossible_count_is_refused(tmp_path: Path) -> N
             said = await goaway(reader)
         assert said.code is Code.PROTOCOL_ERROR
         assert "1125899906842624" in said.reason
+        assert msp.sessions.locate("gw-2") is None
 
 
 async def test_a_peer_that_says_nothing_is_hung_up_on(

@@ -41,7 +41,7 @@ async def watching(events: list[LanEvent]) -> AsyncIterator[LanWatcher]:
 
 async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(12):
-        while not condition():  # noqa: ASYNC110 the kernel sets no Event
+        while not condition():
             await asyncio.sleep(0.01)
 
 
