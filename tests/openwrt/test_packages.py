@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib.metadata
 import importlib.util
 import io
 import os
@@ -14,132 +13,33 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from gwmodule import __version__
-
-TREE = Path(__file__).parents[2]
-FEED = TREE / "openwrt"
-MKIPK = FEED / "mkipk.py"
-BARE = Path(__file__).with_name("bare.py")
-MINOR = "{}.{}".format(*sys.version_info)
-SITE = f"./usr/lib/python{MINOR}/site-packages"
-PINNED = dict(
-    re.findall(r"^([\w-]+)==([\w.]+) ", (FEED / "requirements.txt").read_text(), re.MULTILINE)
+from tests.openwrt.ipk import (
+    CONFIG,
+    FEED,
+    MINOR,
+    PINNED,
+    SITE,
+    TREE,
+    Ipk,
+    buildable,
+    built,
+    member,
 )
-FOREIGN = {name: importlib.metadata.version(name) for name in PINNED}
 
-pytestmark = [
-    pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="24.10 has Python 3.11"),
-    pytest.mark.skipif(shutil.which("make") is None, reason="needs make"),
-    pytest.mark.skipif(FOREIGN != PINNED, reason=f"needs {PINNED}, not {FOREIGN}"),
-    pytest.mark.timeout(120),
-]
+BARE = Path(__file__).with_name("bare.py")
 
-CONFIG = """
-config msp 'msp'
-	list address '127.0.0.1:9'
-config tls 'tls'
-	option mode 'off'
-config lan 'lan'
-	list interface 'lo'
-	option hello_port '0'
-config control 'control'
-	option socket '{folder}/control.sock'
-config capture 'capture'
-	option enabled '{capture}'
-	option socket '{folder}/capture.sock'
-"""
-
-
-@dataclass
-class Ipk:
-    """An .ipk as read by a second, independent piece of code."""
-
-    data: bytes
-    outer: list[str]
-    files: dict[str, tarfile.TarInfo]
-    control: dict[str, str]
-    scripts: dict[str, str]
-
-    def depends(self) -> list[str]:
-        return self.control["Depends"].split(", ")
-
-    def unpack(self, root: Path) -> None:
-        with tarfile.open(fileobj=io.BytesIO(member(self.data, "./data.tar.gz"))) as archive:
-            archive.extractall(root, filter="tar")
-
-
-def member(data: bytes, name: str) -> bytes:
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
-        file = archive.extractfile(name)
-        assert file is not None
-        return file.read()
-
-
-def opened(path: Path) -> Ipk:
-    data = path.read_bytes()
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
-        outer = archive.getnames()
-    with tarfile.open(fileobj=io.BytesIO(member(data, "./data.tar.gz"))) as archive:
-        files = {entry.name: entry for entry in archive.getmembers()}
-    with tarfile.open(fileobj=io.BytesIO(member(data, "./control.tar.gz"))) as archive:
-        texts = {}
-        for entry in archive.getmembers():
-            file = archive.extractfile(entry)
-            if file is not None:
-                texts[entry.name.removeprefix("./")] = file.read().decode()
-    lines = texts.pop("control").splitlines()
-    control = dict(line.split(": ", 1) for line in lines)
-    return Ipk(data, outer, files, control, texts)
-
-
-def vendor(folder: Path) -> Path:
-    """The third-party modules as `pip install --target` leaves them, without a network."""
-    for name in PINNED:
-        for file in importlib.metadata.distribution(name).files or ():
-            if file.suffix == ".pyc" or ".." in file.parts:
-                continue
-            target = folder / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(str(file.locate()), target)
-    return folder
-
-
-def built(output: Path, modules: Path, **environment: str) -> dict[str, Ipk]:
-    subprocess.run(
-        [sys.executable, str(MKIPK), "--vendor", str(modules), "--output", str(output)],
-        check=True,
-        capture_output=True,
-        env={**os.environ, **environment},
-    )
-    return {path.name.partition("_")[0]: opened(path) for path in sorted(output.glob("*.ipk"))}
-
-
-@pytest.fixture(scope="session")
-def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return vendor(tmp_path_factory.mktemp("vendor"))
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory, modules: Path) -> Path:
-    output = tmp_path_factory.mktemp("ipk")
-    built(output, modules)
-    return output
-
-
-@pytest.fixture(scope="session")
-def packages(folder: Path) -> dict[str, Ipk]:
-    return {path.name.partition("_")[0]: opened(path) for path in sorted(folder.glob("*.ipk"))}
+pytestmark = buildable
 
 
 @pytest.fixture
 def mkipk() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("mkipk", MKIPK)
+    spec = importlib.util.spec_from_file_location("mkipk", FEED / "mkipk.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
