@@ -194,9 +194,11 @@ class Link:
                 self._arm_writer()
                 return
             data = b"" if self.machine is None else self.machine.data_to_send(self._budget)
-            if not data:
+            if data:
+                self._encrypt(data)
+            if len(data) < self._budget and (not self._pending or self._send_pending()):
+                # All that the machine has is on its way.
                 break
-            self._encrypt(data)
         self._disarm_writer()
 
     def _encrypt(self, data: bytes) -> None:
