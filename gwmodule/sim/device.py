@@ -176,6 +176,7 @@ class SimulatedDevice:
             "consent_code": machine.consent.code,
             "software": machine.serial.software.value if machine.serial.software else "",
             "last_boot_source": machine.last_plan.source or "",
+            "events": len(machine.events),
             "clock": machine.clock.seconds(self._loop.time()),
             "hello_attempts": self.hello_attempts,
             "hellos_sent": self.hellos_sent,

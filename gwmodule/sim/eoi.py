@@ -84,10 +84,11 @@ class EoiServer:
         return {"Status": SUCCESS, "Version": self._machine.profile.version}
 
     def _host_name(self, call: Element, now: float) -> _Answer:
-        return {"Status": SUCCESS, "HostName": self._machine.hostname}
+        name = self._machine.general("HostName", self._machine.hostname)
+        return {"Status": SUCCESS, "HostName": str(name)}
 
     def _domain_name(self, call: Element, now: float) -> _Answer:
-        name = self._machine.settings.get("AMT_GeneralSettings", {}).get("DomainName", "")
+        name = self._machine.general("DomainName", "")
         return {"Status": SUCCESS, "DomainName": str(name) or "example.net"}
 
     def _interfaces(self, call: Element, now: float) -> _Answer:

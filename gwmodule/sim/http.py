@@ -153,7 +153,8 @@ class HttpServer:
     def _answer(self, method: str, target: str, body: bytes, now: float) -> Response:
         profile = self._machine.profile
         wsman = target == WSMAN_PATH and profile.has(Feature.WSMAN)
-        eoi = profile.has(Feature.EOI) and self._eoi.serves(target)
+        allowed = not self._machine.general("WsmanOnlyMode", False)
+        eoi = allowed and profile.has(Feature.EOI) and self._eoi.serves(target)
         if not wsman and not eoi:
             return self._response(404, [("Content-Type", "text/html")], b"<html></html>\n")
         if method != "POST":

@@ -234,6 +234,11 @@ class Machine:
         self.provisioning = Provisioning.MANAGED
         return changed
 
+    def general(self, name: str, default: str | bool) -> str | bool:
+        """A setting of AMT_GeneralSettings, or what it is as long as nobody has set it."""
+        value = self.settings.get("AMT_GeneralSettings", {}).get(name, default)
+        return value if isinstance(value, str | bool) else default
+
     def record(self, action: logs.Action, extended: bytes = b"") -> None:
         """Into the audit log: the administrator did this."""
         self.audit.add(self.seconds, action, USERNAME, extended)

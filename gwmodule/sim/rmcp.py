@@ -23,6 +23,8 @@ def pong(ping: bytes, machine: Machine, port: int) -> bytes | None:
     version, _, sequence, kind, enterprise, message, tag, _, _ = _HEAD.unpack_from(ping)
     if (version, kind, enterprise, message) != (6, 6, _ASF, _PING):
         return None
+    if not machine.general("RmcpPingResponseEnabled", True):
+        return None
     major, minor, *_ = (int(part) for part in machine.profile.version.split("."))
     state = _BOTH_PORTS
     if machine.provisioning is Provisioning.MANAGED:

@@ -13,6 +13,7 @@ import pytest
 
 from gwmodule import __version__
 from gwmodule.sim import cli
+from gwmodule.sim.control import request
 from gwmodule.sim.device import Ports
 
 UUID = "55e3ae13-bfd2-61bb-17a0-88aedd7037ea"
@@ -85,6 +86,26 @@ def test_ports_that_cannot_be_opened_are_one_line_and_exit_1(
     assert again.returncode == 1
     assert again.stderr.startswith(f"gwmodule-sim: 127.0.0.1 port {port}: ")
     assert again.stderr.count("\n") == 1
+
+
+def test_a_device_has_the_profile_and_the_history_it_was_given(tmp_path: Path) -> None:
+    control = tmp_path / "control.sock"
+    arguments = ["device", "--bind", "127.0.0.1", "--uuid", UUID, "--password", "x"]
+    arguments += ["--port-offset", str(free_offset()), "--control", str(control)]
+    arguments += ["--profile", "amt16", "--events", "full", "--seed", "7"]
+    process = subprocess.Popen(
+        [*COMMAND, *arguments, "--bios-console", "on-request"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        # TLS only: the two ports without it are closed.
+        assert len(line.split("ports ")[1].split(" and ")[0].split()) == 2
+        state = request(control, "state")
+        assert (state["events"], state["software"]) == (390, "system")
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_no_running_simulator_is_one_line_and_exit_1(

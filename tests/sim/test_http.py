@@ -187,6 +187,15 @@ def test_firmware_before_wsman_answers_eoi_only() -> None:
         assert http.respond(method, target, value, b"", 0.0).status == status
 
 
+def test_eoi_can_be_switched_off() -> None:
+    pc = Machine(PC, "P@ssw0rd", now=0.0, profile=PROFILES["amt6"])
+    pc.settings["AMT_GeneralSettings"] = {"WsmanOnlyMode": True}
+    http = HttpServer(pc, lambda: "nonce")
+    target = "/RemoteControlService"
+    given_ = challenge(http.respond("POST", target, "", b"", 0.0))
+    assert http.respond("POST", target, login(given_, uri=target), b"", 0.0).status == 404
+
+
 def test_failed_logins_are_counted_in_the_event_log() -> None:
     http, pc = server()
     for _ in range(3):

@@ -45,3 +45,9 @@ def test_anything_else_gets_nothing(position: int) -> None:
 @given(st.binary(max_size=11))
 def test_a_short_datagram_gets_nothing(data: bytes) -> None:
     assert pong(data, machine(), 16992) is None
+
+
+def test_a_device_may_be_told_to_say_nothing() -> None:
+    pc = machine()
+    pc.settings["AMT_GeneralSettings"] = {"RmcpPingResponseEnabled": False}
+    assert pong(PING, pc, 16992) is None

@@ -2,6 +2,7 @@ import pytest
 
 from gwmodule.sim.storage import (
     MAX_ENTERPRISES,
+    MAX_PARTNERS,
     MAX_SESSIONS,
     MTU,
     OTHERS_QUOTA,
@@ -77,6 +78,10 @@ def test_a_partner_has_a_quota_of_its_own(storage: Storage) -> None:
         storage.add_partner("we", "notes", MTU)
     with refused(Status.INVALID_PARAMETER):
         storage.add_partner("we", "other", TOTAL_SIZE + 1)
+    for number in range(MAX_PARTNERS - 1):
+        storage.add_partner("we", str(number), MTU)
+    with refused(Status.MAX_LIMIT_REACHED):
+        storage.add_partner("we", "one more", MTU)
 
 
 def test_reads_and_writes_stay_within_the_unit_and_the_block(storage: Storage) -> None:
