@@ -14,7 +14,7 @@ PROGRAMS := ip=iproute2 nft=nftables dnsmasq=dnsmasq-base udhcpc=udhcpc amtterm=
 	shellcheck=shellcheck systemd-analyze=systemd
 
 .DEFAULT_GOAL := help
-.PHONY: help setup programs demo lab test test-lab check format bench ipk clean
+.PHONY: help setup programs demo lab test test-lab check format bench bench-quick proof ipk clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -61,7 +61,12 @@ format: $(STAMP) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench-quick: setup ## the same tables in two minutes, noisier (needs root)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m tests.bench --quick
+
 bench: setup ## measure latency and throughput against ssh -R (needs root)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m tests.bench
 
 ipk: $(STAMP) ## the packages for OpenWrt 24.10 and their index, into dist/ipk
@@ -69,6 +74,10 @@ ipk: $(STAMP) ## the packages for OpenWrt 24.10 and their index, into dist/ipk
 	$(BIN)/python -m pip install --quiet --no-deps --no-compile --require-hashes \
 	  --target build/ipk -r openwrt/requirements.txt
 	$(BIN)/python openwrt/mkipk.py --vendor build/ipk --output dist/ipk
+
+proof: setup ## what takes hours: ten thousand cuts of the line; its output goes to docs/
+	GWMODULE_CUTS=10000 $(ISOLATED) -m pytest -s tests/lab/test_link_faults.py \
+	  -k hundred_cuts
 
 clean: ## remove everything that was built
 	rm -rf $(VENV) .tox build dist artifacts *.egg-info

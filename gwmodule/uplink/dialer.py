@@ -30,6 +30,8 @@ from gwmodule.wire.handshake import Handshake
 from gwmodule.wire.messages import GoAway, Greeting, Welcome
 from gwmodule.wire.mux import Mux, Side
 
+# Seconds between two looks at a clock that was not set when the link was made.
+CLOCK_CHECK = 10.0
 _SO_BINDTODEVICE = getattr(socket, "SO_BINDTODEVICE", 25)
 
 
@@ -169,6 +171,7 @@ class Dialer:
         session = self.session
         session.lost = loop.create_future()
         departure = _Departure(self, session, loop.time() + self._config.msp.connect_timeout)
+        departure.clock_trusted = clock_is_trusted()
         session.link = link = Link(loop, sock, engine, departure)
         link.machine = departure.handshake
         link.start(self._config.liveness.timeout)
@@ -176,11 +179,20 @@ class Dialer:
             await departure.done
             self.msp = entry
             session = self.session
+            if not departure.clock_trusted:
+                await self._wait_for_clock(session, link)
             return await session.lost
         finally:
             if not session.draining:
                 link.close(GoAway(Code.SHUTDOWN, "the gateway stops"))
                 session.link = None
+
+    async def _wait_for_clock(self, session: GatewaySession, link: Link) -> None:
+        """Until NTP has set the clock or the link ended; then every date is verified after all."""
+        while not session.lost.done() and not clock_is_trusted():
+            await asyncio.wait([session.lost], timeout=CLOCK_CHECK)
+        if not session.lost.done():
+            link.abort(LinkLost("the clock is set: certificates are verified again"))
 
     async def _connect(self, host: str, port: int) -> socket.socket:
         """Every address of the name in turn, as resolved now. LinkLost names the last failure."""
@@ -356,6 +368,7 @@ class _Departure:
         self._dialer = dialer
         self._session = session
         self.handshake = Handshake(FrameType.WELCOME, deadline)
+        self.clock_trusted = True
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def link_ready(self, link: Link) -> None:

@@ -23,9 +23,10 @@ from tests.lab.conftest import bring_up
 from tests.lab.far_ends import content
 from tests.lab.test_amtterm import Terminal
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
-
 CUTS = int(os.environ.get("GWMODULE_CUTS", "100"))
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(600 + 6 * CUTS)]
+
 SECOND_MANAGEMENT = "10.20.0.3"
 BULK_SIZE = 20 * 1024 * 1024
 # The simulated firmware has the AMT ports; its PC may have one more for the test.

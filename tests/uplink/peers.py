@@ -89,11 +89,11 @@ class Peers:
         self._msp: asyncio.Task[None] | None = None
         self.listener: GatewayListener
 
-    async def start_msp(self, *, wait: float = 5.0) -> None:
+    async def start_msp(self, *, wait: float = 5.0, host: str = "127.0.0.1") -> None:
         self.sessions = Sessions()
         self.listener = GatewayListener(
             ListenerConfig(
-                "127.0.0.1",
+                host,
                 self.port,
                 str(self.authority.server_certificate_path),
                 str(self.authority.server_key_path),

@@ -341,6 +341,36 @@ async def test_every_address_is_tried(tmp_path: Path) -> None:
         assert dialer.counters["attempts_failed"] == 1
 
 
+async def test_the_link_goes_over_ipv6_as_well(tmp_path: Path) -> None:
+    async with peers(tmp_path) as msp:
+        await msp.stop_msp()
+        await msp.start_msp(host="::1")
+        config = msp.config()
+        address = (f"127.0.0.1:{msp.port}", f"[::1]:{msp.port}")
+        peer = dataclasses.replace(config.msp, address=address)
+        _, recorder, _ = msp.start_gateway(dataclasses.replace(config, msp=peer))
+        await until(lambda: recorder.ups)
+        session = msp.sessions.locate("gw-1")
+        assert session is not None
+        assert session.observed_address == "::1"
+
+
+async def test_once_the_clock_is_set_certificates_are_verified_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted = False
+    monkeypatch.setattr("gwmodule.uplink.dialer.clock_is_trusted", lambda: trusted)
+    monkeypatch.setattr("gwmodule.uplink.dialer.CLOCK_CHECK", 0.02)
+    async with peers(tmp_path) as msp:
+        dialer, recorder, _ = msp.start_gateway(msp.config())
+        await until(lambda: recorder.ups)
+        await asyncio.sleep(0.1)
+        assert recorder.ups == [True]
+        trusted = True
+        await until(lambda: recorder.ups == [True, False])
+        assert "verified again" in dialer.last_error
+
+
 @pytest.mark.parametrize(
     "garbage",
     [b"GET / HTTP/1.1\r\n\r\n", bytes(64), b"\x16\x03\x01\xff\xff" + bytes(200)],
