@@ -40,11 +40,6 @@ config lan 'lan'
 	option lease_file '/tmp/dhcp.leases'
 """
 BAD = GOOD.replace("list address '127.0.0.1:4433'", "list address 'nowhere'")
-TLS = [
-    "/etc/gwmodule/gateway.crt",
-    "/etc/gwmodule/gateway.key",
-    "/etc/gwmodule/ca.crt",
-]
 COMMON = {
     "respawn": ["3600", "5", "0"],
     "stdout": ["1"],
@@ -67,7 +62,7 @@ def test_a_good_configuration_is_two_jailed_instances(box: Box) -> None:
         | {
             "command": ["/usr/bin/gwmodule", "relay", "--config", "/var/etc/gwmodule"],
             "user": ["gwmodule"],
-            "file": ["/var/etc/gwmodule", *TLS],
+            "file": ["/var/etc/gwmodule"],
             "no_new_privs": ["1"],
             "capabilities": ["/etc/capabilities/gwmodule-relay.json"],
             "jail": {
@@ -118,6 +113,7 @@ def test_every_option_of_the_init_script_counts(box: Box) -> None:
     assert service.firewall["dest_port"] == "9972"
     mounts = service.instances["relay"]["jail"]["mount"]
     assert mounts["/srv/gateway.key"] == "ro"
+    assert service.instances["relay"]["file"] == ["/var/etc/gwmodule", "/srv/gateway.key"]
     assert mounts["/tmp/dhcp.leases"] == "ro"
 
 
