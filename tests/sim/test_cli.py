@@ -22,7 +22,8 @@ COMMAND = [sys.executable, "-m", "gwmodule.sim.cli"]
 
 def free_offset() -> int:
     """An offset at which every port is free, as far as can be told from here."""
-    for offset in range(3000 + os.getpid() % 1000, 48000, 101):
+    # Four ports apart, so that processes with neighbouring numbers do not meet.
+    for offset in range(3000 + os.getpid() % 1000 * 4, 48000, 404):
         ports = Ports.with_offset(offset)
         numbers = (ports.wsman, ports.wsman_tls, ports.redirection, ports.redirection_tls)
         try:
