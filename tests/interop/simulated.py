@@ -23,7 +23,7 @@ def binary(name: str) -> str:
     """The path of `name`; without it, the test is skipped, but never in CI."""
     path = shutil.which(name)
     if path is None:
-        _missing(f"{name} is not installed")
+        missing(f"{name} is not installed")
     assert path is not None
     return path
 
@@ -33,11 +33,12 @@ def library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as exc:
-        _missing(f"the Python package {name} is not installed: {exc}")
+        missing(f"the Python package {name} is not installed: {exc}")
         raise
 
 
-def _missing(problem: str) -> None:
+def missing(problem: str) -> None:
+    """Skip the test; in CI, where nothing may be missing, fail it."""
     if os.environ.get("CI"):
         pytest.fail(f"{problem} and CI must have it")
     pytest.skip(problem)

@@ -1,9 +1,19 @@
 """Debian's amttool (package amtterm) judges the simulator's EOI services."""
 
+import pytest
+
 from gwmodule.sim.device import SimulatedDevice
 from gwmodule.sim.machine import PowerState
 from gwmodule.sim.serial import Software
-from tests.interop.simulated import PASSWORD, binary, device, run
+from tests.interop.simulated import PASSWORD, binary, device, missing, run
+
+
+@pytest.fixture(autouse=True)
+async def soap_lite() -> None:
+    """Debian only recommends the Perl module that amttool cannot do without."""
+    status, _ = await run(binary("perl"), "-MSOAP::Lite", "-e", "1")
+    if status:
+        missing("the Perl module SOAP::Lite is not installed")
 
 
 async def amttool(
