@@ -27,14 +27,16 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
-    def wait_for(self, pattern: str, timeout: float) -> None:
+    def wait_for(self, pattern: str, timeout: float) -> str:
+        """What it showed up to the end of the match."""
         deadline = time.monotonic() + timeout
         while (match := re.search(pattern, self.shown)) is None:
             left = deadline - time.monotonic()
             ready = select.select([self._master], [], [], max(left, 0.0))[0]
             assert ready, f"{pattern!r} not within {timeout} s; shown: {self.shown!r}"
             self.shown += os.read(self._master, 4096).decode(errors="replace")
-        self.shown = self.shown[match.end() :]
+        seen, self.shown = self.shown[: match.end()], self.shown[match.end() :]
+        return seen
 
     def close(self) -> None:
         self.process.kill()
