@@ -9,6 +9,8 @@ probe <----------------+
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import datetime
 import os
 import random
 import signal
@@ -25,6 +27,7 @@ from gwmodule.config import Config
 from gwmodule.control import ControlServer
 from gwmodule.devices import Devices
 from gwmodule.errors import Code
+from gwmodule.lan.leases import MAX_FILE, LeaseFile
 from gwmodule.lan.model import LanAddressesChanged, LanEvent, NeighbourChanged, WanChanged
 from gwmodule.lan.netlink import LanWatcher
 from gwmodule.privileges import drop_all_capabilities
@@ -65,6 +68,7 @@ from gwmodule.wire.notices import NO_MAC, Hello, Observation, Presence, Source
 
 # Notices that wait in the mux; the rest stays in the outbox, where it still coalesces.
 _NOTICES_IN_FLIGHT = 64
+_LEASE_FILE_INTERVAL = 5.0
 
 
 class Relay:
@@ -93,6 +97,8 @@ class Relay:
                 "reconnect": self._reconnect,
             },
         )
+        self._lease_file = LeaseFile()
+        self._leases_seen = 0
         self._listen_again = asyncio.Event()
         self._pump_timer: asyncio.TimerHandle | None = None
         self._rng = rng
@@ -129,6 +135,8 @@ class Relay:
             tasks.create_task(self._listen(), name="listener")
             if self._config.capture.enabled:
                 tasks.create_task(self._capture.run(), name="capture")
+            if self._config.lan.lease_file:
+                tasks.create_task(self._follow_leases(), name="leases")
             if self._config.probe.enabled:
                 tasks.create_task(self._prober.run(), name="probe")
             tasks.create_task(self._dialer.run(), name="dialer")
@@ -186,6 +194,25 @@ class Relay:
                     continue
         finally:
             await self._listener.close()
+
+    async def _follow_leases(self) -> None:
+        """dnsmasq tells nobody when it writes: look at the file's time every few seconds."""
+        while True:
+            with contextlib.suppress(OSError):
+                self._look_at_leases(Path(self._config.lan.lease_file))
+            await asyncio.sleep(_LEASE_FILE_INTERVAL)
+
+    def _look_at_leases(self, path: Path) -> None:
+        changed = path.stat().st_mtime_ns
+        if changed == self._leases_seen:
+            return
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE + 1)
+        self._leases_seen = changed
+        wall = datetime.datetime.now(datetime.UTC).timestamp()
+        for observation in self._lease_file.changes(data, wall):
+            self._devices.observe(observation, self._loop.time())
+        self._observed()
 
     async def _probe(self, address: IPv4Address, mac: bytes) -> Presence | None:
         return await probe(
@@ -301,6 +328,7 @@ class Relay:
             "calls": len(self._calls),
             "policy_refusals": dict(self._policy.counters),
             "netlink": dict(self._watcher.counters),
+            "lease_file": dict(self._lease_file.counters),
             "counters": dict(self._counters),
         }
 

@@ -40,6 +40,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gwmodule.capture.packet",
         "gwmodule.capture.rmcp",
         "gwmodule.devices",
+        "gwmodule.lan.leases",
         "gwmodule.lan.model",
         "gwmodule.relay.policy",
         "gwmodule.uplink.backoff",

@@ -10,6 +10,8 @@ import pytest
 from gwmodule.sim import isolate
 from tests.lab.line import Direction, Line, Namespaces, Profile, device_drops, validate
 
+pytestmark = pytest.mark.lab
+
 # 1 octet takes 1 ms, so that the arithmetic can be read.
 SLOW = Profile(rate=8000, delay=0.5, queue=0.2)
 PACKET = bytes(100)  # 100 ms
@@ -78,7 +80,6 @@ def line() -> Iterator[Line]:
         yield line
 
 
-@pytest.mark.lab
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "profile",

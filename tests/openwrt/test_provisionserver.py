@@ -167,15 +167,26 @@ def query(port: int, name: str, kind: int) -> tuple[int, list[bytes]]:
     return flags & 15, data
 
 
+def free_port() -> int:
+    """One that UDP and TCP may have, below those that the kernel gives to connections."""
+    while True:
+        port = random.randrange(20000, 30000)
+        try:
+            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                with socket.socket(socket.AF_INET, kind) as sock:
+                    sock.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return port
+
+
 @pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="needs dnsmasq")
 def test_dnsmasq_answers_in_the_domain_it_hands_out(box: Box, tmp_path: Path) -> None:
     box.write("etc/config/dhcp", DHCP)
     add(box)
     found = record(box)
     assert found is not None
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     # As OpenWrt's dnsmasq.init writes a hostrecord section, `domain` and `local`.
     config = tmp_path / "dnsmasq.conf"
     config.write_text(
