@@ -54,6 +54,8 @@ from gwmodule.wire.frames import TlsMode
 from gwmodule.wire.messages import Credential
 
 # A page of an enumeration may be a single instance (AMT 6); 390 log records are the most there is.
+# Bytes of all pages together: parsed, they take several times as much of the relay's memory.
+MAX_ENUMERATION = 2 * 1024 * 1024
 MAX_PAGES = 512
 # Seconds that a connected plain port waits for TLS to come about on the other one.
 TLS_GRACE = 5.0
@@ -120,6 +122,7 @@ class WsmanClient:
         self._connection: HttpConnection | None = None
         self._turn = asyncio.Lock()
         self._message_id = 0
+        self._received = 0
 
     async def __aenter__(self) -> WsmanClient:
         return self
@@ -168,9 +171,12 @@ class WsmanClient:
         if not context:
             raise DeviceAnswerError(f"{step}: no enumeration context")
         instances: list[Instance] = []
+        before = self._received
         for _ in range(MAX_PAGES):
             request = wsman.pull(cls, self._next_id(), context)
             page = await self._exchange(f"Pull {cls}", request)
+            if self._received - before > MAX_ENUMERATION:
+                raise DeviceAnswerError(f"{step}: more than {MAX_ENUMERATION} bytes of instances")
             instances += page.items
             context = page.context
             if not context:
@@ -213,6 +219,7 @@ class WsmanClient:
                 await asyncio.sleep(0)
                 answer = await self._log_in(envelope, reads=reads)
             _check_type(answer)
+            self._received += len(answer.body)
             return wsman.parse_answer(answer.body)
         except TimeoutError as exc:
             raise DeadlineExceeded(f"{step}: the deadline passed before the answer") from exc

@@ -8,8 +8,11 @@ AMT, or by `identity.get`. A LAN can say anything, so words alone never move a m
     --------------------------------------------------------------------------------------------
     its own gateway and MAC              updates it                   updates it
     its gateway, another MAC             the newest claim wins        contested, stays where it is
-    another gateway                      contested                    contested, stays where it is
-    anywhere, with its pinned TLS key    moves, with an audit entry   moves, with an audit entry
+    its gateway, with its pinned TLS key moves, with an audit entry   moves, with an audit entry
+    another gateway, whatever it shows   contested                    contested, stays where it is
+
+A certificate is public, and the MSP has only a gateway's word for having seen it; so a device goes
+to another gateway when somebody forgets it at the old one.
 
 Time is always an argument: `at` is the MSP's wall clock in unix seconds, `age` how long ago the
 gateway observed. What was observed earlier never overwrites what was observed later.
@@ -60,7 +63,9 @@ BUSY_TIMEOUT = 0.1
 MAX_PENDING = 4096
 # What the LAN of one gateway can make us remember; a gateway's own table holds 1,024 by default.
 MAX_HOSTS = 4096
-MAX_SETUP_DEVICES = 4096
+MAX_DEVICES = 4096
+# A board has one UUID, and another one when its BIOS was flashed anew.
+MAX_DEVICES_PER_MAC = 8
 MAX_TEXT = 255
 
 
@@ -162,7 +167,9 @@ class Device:
     @property
     def protected(self) -> bool:
         """Whether words alone must not move it."""
-        return self.state is State.MANAGED or self.proved_at is not None
+        # Once managed, a Hello in its name does not make it anybody's again.
+        managed = self.state is State.MANAGED or self.managed_at is not None
+        return managed or self.proved_at is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +216,7 @@ class Registry:
     """Synchronous: a read takes some ten microseconds, a commit some hundred (WAL, no fsync)."""
 
     def __init__(self, path: Path, *, node: str = "") -> None:
-        self.refused = 0  # Hellos beyond MAX_SETUP_DEVICES
+        self.refused = 0  # devices beyond MAX_DEVICES and MAX_DEVICES_PER_MAC
         self.failures = 0  # writes the disk did not take
         self._path = path
         self._node = node
@@ -375,6 +382,11 @@ class Registry:
         place = _Seen(record.tenant, gateway, record.address, record.port, at, at)
         with self._transaction():
             known = self._device(record.tenant, uuid)
+            if known is not None and known.gateway != gateway and known.protected:
+                # The UUID is what that gateway says the device said.
+                raise RegistryConflict(
+                    f"device {uuid} belongs to gateway {known.gateway}; forget it there first"
+                )
             if known is not None and known.pin != NO_PIN and known.pin != host.pin:
                 raise RegistryConflict(
                     f"device {uuid} is pinned to certificate {known.pin.hex()[:16]}..., this host"
@@ -604,11 +616,7 @@ class Registry:
             self._save(_moved(device, place, seen))
 
     def _register_hello(self, hello: Hello, mac: bytes | None, seen: _Seen) -> None:
-        (waiting,) = self._db.execute(
-            "SELECT count(*) FROM devices WHERE gateway = ? AND state = ?",
-            (seen.gateway, State.SETUP),
-        ).fetchone()
-        if waiting >= MAX_SETUP_DEVICES:
+        if self._full(seen.gateway, mac):
             self.refused += 1
             return
         host = self.host(seen.gateway, mac) if mac else None
@@ -633,6 +641,16 @@ class Registry:
         self._save(device)
         self._save_hello(hello, mac, seen)
         self._audit_device(device, seen.at, "gateway", "device.registered")
+
+    def _full(self, gateway: str, mac: bytes | None) -> bool:
+        """Whether one gateway, or one MAC behind it, has named as many devices as it may."""
+        (all_of_it,) = self._db.execute(
+            "SELECT count(*) FROM devices WHERE gateway = ?", (gateway,)
+        ).fetchone()
+        (of_mac,) = self._db.execute(
+            "SELECT count(*) FROM devices WHERE gateway = ? AND mac = ?", (gateway, mac)
+        ).fetchone()
+        return bool(all_of_it >= MAX_DEVICES or (mac and of_mac >= MAX_DEVICES_PER_MAC))
 
     def _placed(self, device: Device, host: Host, seen: _Seen) -> Device:
         """`device` at the host's address, when that is newer than what is recorded."""
@@ -677,6 +695,9 @@ class Registry:
             return
         device = self._device(seen.tenant, host.uuid)
         if device is None:
+            if self._full(seen.gateway, host.mac):
+                self.refused += 1
+                return
             device = _from_host(host.uuid, host, seen)
             self._save(device)
             self._audit_device(device, seen.at, "gateway", "device.registered")
@@ -685,7 +706,10 @@ class Registry:
             return
         if not seen.newer(device.placed_at):
             return
-        if device.pin != NO_PIN and host.pin == device.pin:
+        # At its own gateway only: a certificate is public, and another customer's gateway may say
+        # that it saw it.
+        at_home = device.gateway == host.gateway
+        if at_home and device.pin != NO_PIN and host.pin == device.pin:
             moved = _uncontested(_moved(device, host, seen))
             self._save(moved)
             self._audit_device(moved, seen.at, "gateway", "device.moved", before=device)

@@ -86,7 +86,8 @@ class Calls:
         running = self._running.get((session, number))
         if running is not None:
             running.cancelled = True
-            running.task.cancel()
+            # Behind the task's first step: one that is cancelled before it never answers.
+            asyncio.get_running_loop().call_soon(running.task.cancel)
 
     # ---- one call -----------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from gwmodule.config import ProbeConfig
 from gwmodule.devices import Devices, Probe
 from gwmodule.errors import GatewayError
+from gwmodule.telemetry import EventLog
 from gwmodule.wire.notices import Presence
 
 # amt.presence with a dialer: None is no answer. It keeps its own time limit (config.timeout).
@@ -69,6 +70,10 @@ class ProbeScheduler:
         try:
             presence = await self._ask(probe.address, probe.mac)
         except (GatewayError, OSError):
+            self.counters["failed"] += 1
+        except Exception:
+            # Whatever a host of the LAN made a parser do costs one probe, not the relay.
+            EventLog("gwmodule.probe").exception("probe_failed", address=probe.address)
             self.counters["failed"] += 1
         finally:
             self._running -= 1

@@ -14,7 +14,7 @@ import random
 import secrets
 import socket
 import ssl
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from gwmodule import __version__
 from gwmodule.config import Config, split_address
@@ -54,6 +54,9 @@ class GatewaySession:
     def flush_soon(self) -> None:
         if self.link is not None:
             self.link.flush_soon()
+
+
+Carried: TypeAlias = tuple[GatewaySession, "asyncio.Future[GatewayError]"]
 
 
 class SessionHandler(Protocol):
@@ -139,9 +142,11 @@ class Dialer:
                 try:
                     reason = await self._one_link(entry)
                     self._backoff.link_ended(loop.time() - started)
-                except GatewayError as exc:
+                except (GatewayError, OSError, ValueError) as exc:
+                    # OSError: out of descriptors, a key file just being replaced. ValueError: a
+                    # name that cannot be encoded. None of them is a reason to stop dialling.
                     self.counters["attempts_failed"] += 1
-                    reason = exc
+                    reason = exc if isinstance(exc, GatewayError) else LinkLost(str(exc))
                 self.last_error = str(reason)
                 self._log.warning("link_down", msp=entry, reason=reason)
                 if self._next_address:
@@ -172,26 +177,25 @@ class Dialer:
         session.lost = loop.create_future()
         departure = _Departure(self, session, loop.time() + self._config.msp.connect_timeout)
         departure.clock_trusted = clock_is_trusted()
+        self.msp = entry
         session.link = link = Link(loop, sock, engine, departure)
         link.machine = departure.handshake
         link.start(self._config.liveness.timeout)
         try:
-            await departure.done
-            self.msp = entry
-            session = self.session
+            session, lost = await departure.done
             if not departure.clock_trusted:
-                await self._wait_for_clock(session, link)
-            return await session.lost
+                await self._wait_for_clock(lost, link)
+            return await lost
         finally:
             if not session.draining:
                 link.close(GoAway(Code.SHUTDOWN, "the gateway stops"))
                 session.link = None
 
-    async def _wait_for_clock(self, session: GatewaySession, link: Link) -> None:
+    async def _wait_for_clock(self, lost: asyncio.Future[GatewayError], link: Link) -> None:
         """Until NTP has set the clock or the link ended; then every date is verified after all."""
-        while not session.lost.done() and not clock_is_trusted():
-            await asyncio.wait([session.lost], timeout=CLOCK_CHECK)
-        if not session.lost.done():
+        while not lost.done() and not clock_is_trusted():
+            await asyncio.wait([lost], timeout=CLOCK_CHECK)
+        if not lost.done():
             link.abort(LinkLost("the clock is set: certificates are verified again"))
 
     async def _connect(self, host: str, port: int) -> socket.socket:
@@ -207,7 +211,11 @@ class Dialer:
             raise LinkLost(f"{host} is not resolved: {exc.strerror}") from exc
         failure: LinkLost | None = None
         for family, _, _, _, address in found:
-            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            except OSError as exc:
+                failure = LinkLost(f"{address[0]}: {exc.strerror or exc}")
+                continue
             try:
                 self._bind(sock)
                 async with asyncio.timeout(timeout):
@@ -262,7 +270,8 @@ class Dialer:
             highest_version=VERSION,
         )
 
-    def welcomed(self, link: Link, welcome: Welcome, rest: bytes) -> None:
+    def welcomed(self, link: Link, welcome: Welcome, rest: bytes) -> Carried:
+        """The session that the link carries now, and what will say why it ended."""
         now = asyncio.get_running_loop().time()
         fresh = not welcome.resumed
         if fresh:
@@ -281,10 +290,13 @@ class Dialer:
             resumed=welcome.resumed,
             observed=f"{welcome.observed_address}:{welcome.observed_port}",
         )
+        # Taken before the rest is read: a GOAWAY in it makes room for another session.
+        carried = (session, session.lost)
         self._handler.session_up(session, fresh)
         if rest:
             session.mux.receive_data(rest, now)
             link.owner.link_progress(link)
+        return carried
 
     def _renew(self, code: Code, reason: str, link: Link | None) -> None:
         """Every stream of the old session hears of its end; then a fresh one takes its place."""
@@ -316,7 +328,10 @@ class Dialer:
             return
         # Make before break: a second link and session now, the old one ends with its streams.
         session.draining = True
-        self._next_address = goaway.address or self.msp
+        # Only where the configuration sends us anyway: an MSP's word must not make the gateway dial
+        # into its own LAN.
+        known = goaway.address in self._config.msp.address
+        self._next_address = goaway.address if known else self.msp
         self.connected_since = None
         self.session = GatewaySession(self._config, self._rng)
         leaving, session.lost = session.lost, asyncio.get_running_loop().create_future()
@@ -369,7 +384,7 @@ class _Departure:
         self._session = session
         self.handshake = Handshake(FrameType.WELCOME, deadline)
         self.clock_trusted = True
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[Carried] = asyncio.get_running_loop().create_future()
 
     def link_ready(self, link: Link) -> None:
         link.write(build_greeting(self._dialer.greeting(self._session)))
@@ -379,12 +394,12 @@ class _Departure:
         match event:
             case Welcome():
                 try:
-                    self._dialer.welcomed(link, event, self.handshake.rest())
+                    carried = self._dialer.welcomed(link, event, self.handshake.rest())
                 except RemoteProtocolError as exc:
                     link.close(GoAway(exc.code, str(exc)), exc)
                     self._fail(exc)
                 else:
-                    self._finish()
+                    self._finish(carried)
             case GoAway():
                 self._fail(HandshakeRefused(event.code, event.reason))
                 link.close()
@@ -397,9 +412,9 @@ class _Departure:
     def link_lost(self, link: Link, reason: GatewayError) -> None:
         self._fail(reason)
 
-    def _finish(self) -> None:
+    def _finish(self, carried: Carried) -> None:
         if not self.done.done():
-            self.done.set_result(None)
+            self.done.set_result(carried)
 
     def _fail(self, reason: GatewayError) -> None:
         if not self.done.done():

@@ -105,6 +105,8 @@ class Link:
             self._loop.call_soon(self._ready)
         else:
             self._guard(self._advance_handshake)
+        # A peer that never says a word must meet the machine's deadline too.
+        self._arm_timer()
 
     @property
     def closed(self) -> bool:

@@ -64,6 +64,8 @@ ACK_BYTES = 128 * 1024
 MAX_ANSWERS = 1024
 # A peer that answers no PING gets no more of them; no round trip takes sixteen intervals.
 MAX_PINGS = 16
+# Messages that wait for credit: a peer that asks for ever and never gives any is cut off.
+MAX_MESSAGES = 4096
 # What `room` allows to wait in a channel's send queue.
 # Indexed by priority (a list: hashing an enumeration member is a call in Python); channel 0 has
 # messages instead of a queue.
@@ -561,6 +563,8 @@ class Mux:
     def _on_message(self, frame: Frame) -> None:
         if frame.channel != CONTROL_CHANNEL:
             raise ChannelStateError(f"{frame.type.name} on channel {frame.channel}")
+        if len(self._messages) >= MAX_MESSAGES:
+            raise RemoteProtocolError(f"{MAX_MESSAGES} messages wait for a peer without credit")
         size = len(frame.payload)
         self._control_in.receive(size)
         self._events.append(MessageReceived(codec.parse_message(frame.type, frame.payload)))

@@ -7,6 +7,7 @@ import contextlib
 import ssl
 import struct
 from collections.abc import AsyncIterator
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from gwmodule.wire.codec import (
 )
 from gwmodule.wire.frames import NO_TOKEN, FrameType
 from gwmodule.wire.messages import GoAway, Greeting, Welcome
+from gwmodule.wire.notices import LeaseEnd, build_observation
 from tests.uplink.peers import Peers, peers, until
 
 # Bytes that a test may make the service keep for one bad peer.
@@ -207,6 +209,32 @@ async def test_a_peer_that_says_nothing_is_hung_up_on(
     async with peers(tmp_path) as msp, bad_peer(msp) as (reader, _):
         said = await goaway(reader)
         assert said.code is Code.TIMEOUT
+
+
+async def test_a_connection_without_a_byte_is_hung_up_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before TLS, too: 512 silent connections would keep every gateway out."""
+    monkeypatch.setattr("gwmodule.msp.listener._HANDSHAKE_TIMEOUT", 0.2)
+    async with peers(tmp_path) as msp:
+        reader, writer = await asyncio.open_connection("127.0.0.1", msp.port)
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_messages_that_ask_and_never_give_credit_are_cut_off(tmp_path: Path) -> None:
+    async with peers(tmp_path) as msp, bad_peer(msp) as (reader, writer):
+        writer.write(greeting())
+        end = build_observation(LeaseEnd(b"\x02\0\0\0\0\x01", IPv4Address("192.0.2.1")))
+        notice = build_frame(FrameType.NOTICE, 0, bytes(12) + end)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(120):
+                writer.write(notice * 100)
+                await writer.drain()
+        said = await goaway(reader)
+        assert said.code is Code.PROTOCOL_ERROR
+        assert "4096 messages wait" in said.reason
 
 
 async def test_one_byte_at_a_time_does_not_keep_a_link_alive(tmp_path: Path) -> None:

@@ -276,12 +276,38 @@ def test_an_old_claim_from_elsewhere_is_not_even_a_claim(registry: Registry) -> 
     assert not known(registry).contested
 
 
-def test_its_pinned_certificate_moves_a_device(registry: Registry) -> None:
+def test_its_pinned_certificate_moves_a_device_within_its_home(registry: Registry) -> None:
+    tell(registry, answer(uuid=PC, pin=PIN), 100.0)
+    tell(registry, answer(mac=MAC2, address=IP2, uuid=PC, pin=PIN), 110.0)
+    device = known(registry)
+    assert (device.gateway, device.mac, device.contested) == ("home1", MAC2, False)
+    assert actions(registry)[-1] == "device.moved"
+
+
+def test_another_gateway_that_names_the_pin_moves_nothing(registry: Registry) -> None:
+    """A certificate is public, and the MSP has only that gateway's word for having seen it."""
     tell(registry, answer(uuid=PC, pin=PIN), 100.0)
     tell(registry, answer(mac=MAC2, address=IP2, uuid=PC, pin=PIN), 110.0, gateway="home2")
     device = known(registry)
-    assert (device.gateway, device.mac, device.contested) == ("home2", MAC2, False)
-    assert actions(registry)[-1] == "device.moved"
+    assert (device.gateway, device.mac, device.contested) == ("home1", MAC, True)
+    with pytest.raises(RegistryConflict, match="belongs to gateway home1"):
+        registry.identified("home2", MAC2, PC, 120.0, actor="anna")
+    assert known(registry).gateway == "home1"
+
+
+def test_a_forged_hello_does_not_make_a_managed_device_anybodys(registry: Registry) -> None:
+    tell(registry, answer(uuid=PC), 100.0)
+    tell(registry, hello(), 110.0)
+    tell(registry, hello(mac=MAC2), 120.0)
+    device = known(registry)
+    assert (device.mac, device.contested) == (MAC, True)
+
+
+def test_one_mac_names_only_so_many_devices(registry: Registry) -> None:
+    for number in range(50):
+        tell(registry, hello(uuid=UUID(int=number + 1)), 10.0 + number)
+    assert len(registry.devices()) == registry_module.MAX_DEVICES_PER_MAC
+    assert registry.refused == 50 - registry_module.MAX_DEVICES_PER_MAC
 
 
 def test_another_certificate_at_the_same_place_is_contested_and_not_believed(
@@ -303,10 +329,10 @@ def test_a_pinned_device_keeps_pin_and_realm_when_it_answers_in_plain(registry: 
 
 def test_an_identity_with_another_certificate_is_refused(registry: Registry) -> None:
     tell(registry, answer(uuid=PC, pin=PIN), 100.0)
-    tell(registry, answer(mac=MAC2, pin=PIN2), 110.0, gateway="home2")
+    tell(registry, answer(mac=MAC2, pin=PIN2), 110.0)
     with pytest.raises(RegistryConflict, match="pinned"):
-        registry.identified("home2", MAC2, PC, 120.0, actor="anna")
-    assert known(registry).gateway == "home1"
+        registry.identified("home1", MAC2, PC, 120.0, actor="anna")
+    assert known(registry).mac == MAC
 
 
 def test_an_identity_settles_a_contested_device_where_it_was_proved(registry: Registry) -> None:
@@ -375,7 +401,7 @@ def test_an_empty_uuid_makes_no_device(registry: Registry) -> None:
 def test_a_lan_cannot_fill_the_registry(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry_module, "MAX_SETUP_DEVICES", 3)
+    monkeypatch.setattr(registry_module, "MAX_DEVICES", 3)
     monkeypatch.setattr(registry_module, "MAX_HOSTS", 3)
     tell(registry, answer(), 1.0)
     for number in range(10):
@@ -460,7 +486,8 @@ def test_a_full_disk_is_one_clear_error_and_passes(registry: Registry, tmp_path:
     # The same answer from SQLite as a full disk gives: SQLITE_FULL in the middle of a transaction.
     registry._db.execute(f"PRAGMA max_page_count = {pages}")
     for number in range(200):
-        registry.observe("home1", *NAT, hello(uuid=UUID(int=number + 1)), 0.0, 100.0)
+        mac = bytes([2, 1, 0, 0, 0, number])
+        registry.observe("home1", *NAT, hello(mac=mac, uuid=UUID(int=number + 1)), 0.0, 100.0)
     with pytest.raises(RegistryError, match="full"):
         registry.commit()
     assert registry.devices() == []

@@ -215,6 +215,24 @@ async def test_a_cancelled_call_stops_on_the_gateway(
         await until(lambda: made.counters["calls_cancelled"] == 1)
 
 
+async def test_a_cancel_right_behind_its_call_frees_the_slot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(client: Any, arguments: Any, context: Any) -> Any:
+        await asyncio.sleep(60)
+
+    stub(monkeypatch, never)
+    async with home(tmp_path) as (made, session):
+        for number in (1001, 1002, 1003):
+            session.mux.send_message(
+                Call(number, 5.0, ADDRESS, MAC, UUID_1, "test.stub", tls=TlsMode.OFF)
+            )
+            session.mux.send_message(Cancel(number))
+        session.flush()
+        await until(lambda: made.counters["calls_cancelled"] == 3)
+        assert len(made.calls) == 0
+
+
 async def test_one_call_at_a_time_for_each_device_and_a_bound_for_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

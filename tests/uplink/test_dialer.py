@@ -7,6 +7,7 @@ import json
 import socket
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -229,6 +230,44 @@ async def test_goaway_is_make_before_break(tmp_path: Path) -> None:
         old.flush_soon()
         assert await stream.read() == b""
         await until(lambda: leaving.ended)
+        assert dialer.connected
+
+
+async def test_goaway_does_not_send_the_gateway_where_its_configuration_does_not(
+    tmp_path: Path,
+) -> None:
+    async with peers(tmp_path) as msp:
+        trap = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0)
+        port = trap.sockets[0].getsockname()[1]
+        dialer, recorder, _ = msp.start_gateway(msp.config())
+        await until(lambda: recorder.ups)
+        for address in (f"127.0.0.1:{port}", "no address", "a..b:443"):
+            session = msp.sessions.locate("gw-1")
+            assert session is not None
+            links = len(recorder.ups)
+            session.send_away("elsewhere", address, 5)
+            await until(functools.partial(lambda seen: len(recorder.ups) > seen, links))
+        assert dialer.counters["attempts_failed"] == 0
+        trap.close()
+        await trap.wait_closed()
+
+
+async def test_a_goaway_right_behind_the_welcome_is_obeyed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with peers(tmp_path) as msp:
+        admit = msp.listener._welcome
+
+        def welcome_and_away(link: Any, session: Any, *rest: Any) -> None:
+            admit(link, session, *rest)
+            if not msp.registry.observed:
+                # In the same turn: the gateway reads both at once.
+                msp.registry.observed.append(Lease(TARGET.mac, TARGET.address, 1))
+                session.send_away("at once", "", 5)
+
+        monkeypatch.setattr(msp.listener, "_welcome", welcome_and_away)
+        dialer, recorder, _ = msp.start_gateway(msp.config())
+        await until(lambda: recorder.ups == [True, True])
         assert dialer.connected
 
 
