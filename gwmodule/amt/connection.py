@@ -232,4 +232,7 @@ class HttpConnection:
 
     def close(self) -> None:
         # Nothing that matters is left to say, and a device that is gone would not let us say it.
-        self._writer.transport.abort()
+        transport = self._writer.transport
+        # A TLS transport that lost its connection cannot be aborted any more (CPython 3.11.2).
+        if not transport.is_closing():
+            transport.abort()
