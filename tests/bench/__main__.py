@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -37,6 +38,7 @@ class Effort:
     loaded_rounds: int
     loaded_count: int
     loaded_warm_up: float
+    anew: bool
     rtts: tuple[float, ...]
     bulk_rounds: int
     bulk_seconds: float
@@ -54,6 +56,7 @@ FULL = Effort(
     loaded_rounds=3,
     loaded_count=110,
     loaded_warm_up=3.0,
+    anew=True,
     rtts=(0.0, 0.1),
     bulk_rounds=3,
     bulk_seconds=5.0,
@@ -68,15 +71,16 @@ QUICK = Effort(
     queues=(0.1,),
     losses=(0.0,),
     loaded_rounds=1,
-    loaded_count=100,
+    loaded_count=90,
     loaded_warm_up=1.5,
+    anew=False,
     rtts=(0.1,),
     bulk_rounds=1,
-    bulk_seconds=1.5,
-    bulk_warm_up=2.0,
+    bulk_seconds=1.0,
+    bulk_warm_up=1.5,
     sessions=250,
     watch=2.0,
-    probes=12,
+    probes=8,
 )
 
 
@@ -104,6 +108,7 @@ def measure(effort: Effort, parts: str, congestion: str, workshop: Workshop) -> 
                         rounds=effort.loaded_rounds,
                         count=effort.loaded_count,
                         warm_up=effort.loaded_warm_up,
+                        anew=effort.anew,
                         say=say,
                     )
             for rtt in effort.rtts if "c" in parts else ():
@@ -142,7 +147,13 @@ def _machine(congestion: str, python: str) -> dict[str, object]:
     return {
         "cpu": f"{len(cpu)} x {cpu[0] if cpu else platform.machine()}",
         "kernel": platform.release(),
-        "python": f"{python} {platform.python_version()}",
+        "python": subprocess.run(
+            [python, "-c", "import platform; print(platform.python_version())"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        + (" of the distribution" if python.startswith("/usr/") else ""),
         "load_before": os.getloadavg()[0],
         "congestion_control": congestion,
     }

@@ -235,53 +235,74 @@ def loaded_echo(
     rounds: int,
     count: int,
     warm_up: float,
+    anew: bool,
     say: Say,
 ) -> list[LoadedRow]:
-    """One line as it is set; each round starts each tool anew, so that no round inherits."""
+    """One line as it is set; `anew` starts the tool for each cell, so that none inherits."""
     place = Place.on_line(line.near, line.far)
     makers: list[Maker] = [workshop.ssh, workshop.ours]
-    times: dict[tuple[str, str], list[float]] = {}
-    missing: dict[tuple[str, str], int] = {}
-    rates: dict[tuple[str, str], list[float]] = {}
-    queues: dict[tuple[str, str], float] = {}
+    cells: dict[tuple[str, str], list[_Cell]] = {}
     with workshop.device(line.near):
         for number in range(rounds):
             for maker in makers if number % 2 == 0 else makers[::-1]:
-                for direction in (IDLE, UP, DOWN):
-                    with maker(place) as tool, ExitStack() as stack:
-                        bulk = {}
-                        if direction != IDLE:
-                            load = _saturated(place, tool, direction, warm_up, workshop.stats)
-                            bulk = stack.enter_context(load)
-                        line.report()
-                        measured, lost, _ = _type(place, tool, count, _KEY_GAP)
-                        report = line.report()
-                        stack.close()
-                    key = (tool.name, direction)
-                    times.setdefault(key, []).extend(measured)
-                    missing[key] = missing.get(key, 0) + lost
-                    rates.setdefault(key, []).append(bulk.get("rate", 0.0))
-                    side = DOWN if direction == DOWN else UP
-                    waited = report[side]["longest_queue"] * 1e3
-                    queues[key] = max(queues.get(key, 0.0), waited)
-                    say(
-                        f"  {tool.name:9} {direction:5} p50 {percentile(measured, 0.5) * 1e3:7.1f}"
-                        f" p99 {percentile(measured, 0.99) * 1e3:7.1f} ms,"
-                        f" bulk {bulk.get('rate', 0) / 1e6:5.2f} Mbit/s, queue {waited:4.0f} ms"
-                    )
+                for group in ((IDLE,), (UP,), (DOWN,)) if anew else ((IDLE, UP, DOWN),):
+                    with maker(place) as tool:
+                        for direction in group:
+                            cell = _loaded_cell(
+                                place, tool, line, direction, count, warm_up, workshop.stats
+                            )
+                            say(f"  {tool.name:9} {direction:5} {cell}")
+                            cells.setdefault((tool.name, direction), []).append(cell)
     return [
         LoadedRow(
             tool=tool,
             queue_ms=round(profile.queue * 1e3),
             loss=profile.loss,
             direction=direction,
-            keys=Spread.of(seconds),
-            missing=missing[tool, direction],
-            bulk_mbit=round(statistics.median(rates[tool, direction]) / 1e6, 3),
-            line_queue_ms=round(queues[tool, direction], 1),
+            keys=Spread.of([t for cell in each for t in cell.times]),
+            missing=sum(cell.missing for cell in each),
+            bulk_mbit=round(statistics.median(cell.rate for cell in each) / 1e6, 3),
+            line_queue_ms=round(max(cell.queue for cell in each) * 1e3, 1),
         )
-        for (tool, direction), seconds in times.items()
+        for (tool, direction), each in cells.items()
     ]
+
+
+@dataclass(slots=True)
+class _Cell:
+    """Seconds, bit/s, seconds of queue."""
+
+    times: list[float]
+    missing: int
+    rate: float
+    queue: float
+
+    def __str__(self) -> str:
+        p50, p99 = (percentile(self.times, share) * 1e3 for share in (0.5, 0.99))
+        return (
+            f"p50 {p50:7.1f} p99 {p99:7.1f} ms, bulk {self.rate / 1e6:5.2f} Mbit/s,"
+            f" queue {self.queue * 1e3:4.0f} ms"
+        )
+
+
+def _loaded_cell(
+    place: Place,
+    tool: Tool,
+    line: Line,
+    direction: str,
+    count: int,
+    warm_up: float,
+    stats: str,
+) -> _Cell:
+    rates: dict[str, float] = {}
+    with ExitStack() as stack:
+        if direction != IDLE:
+            rates = stack.enter_context(_saturated(place, tool, direction, warm_up, stats))
+        line.report()
+        times, missing, _ = _type(place, tool, count, _KEY_GAP)
+        report = line.report()
+    waited = report[DOWN if direction == DOWN else UP]["longest_queue"]
+    return _Cell(times, missing, rates.get("rate", 0.0), waited)
 
 
 # ---- (c) bulk -----------------------------------------------------------------------------------
