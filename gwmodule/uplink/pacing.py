@@ -18,10 +18,10 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-# Seconds of queue. TCP's own rtt jitter on a quiet line is about a millisecond; 3 ms are three
-# packets at 8 Mbit/s.
-LOW = 0.003
-HIGH = 0.008
+# Seconds of queue. TCP's own rtt jitter on a quiet line is about a millisecond; 2 ms are not quite
+# two packets at 8 Mbit/s.
+LOW = 0.002
+HIGH = 0.005
 # Growth in the time that a look at the queue is late, and the queue (seconds) which that may cost:
 # on a slow line the smoothed rtt is very late, and there each step must be smaller.
 _GROWTH = 0.03
@@ -41,8 +41,9 @@ _HEADROOM = 1.2
 _FLOOR = 0.1
 _SLOWEST = 8 * 1024
 _BEST_WINDOW = 60.0
-# What may stand between a keystroke and the wire, in seconds of line.
-_CHUNK_TIME = 0.004
+# The largest piece, in seconds of line. One may lie unsent in the kernel while the next is being
+# written, so a keystroke waits for two: with 4 ms each they were most of what bulk cost it.
+_CHUNK_TIME = 0.002
 _MIN_CHUNK = 2 * 1024
 _MAX_CHUNK = 16 * 1024
 _MIN_INTERVAL = 0.01

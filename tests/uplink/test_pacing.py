@@ -130,11 +130,11 @@ def test_when_other_traffic_leaves_its_share_is_taken_back() -> None:
     assert statistics.fmean(after(30, outcome.sent)) > 0.8 * 8 * MBIT
 
 
-def test_the_piece_between_a_keystroke_and_the_wire_is_four_milliseconds_of_line() -> None:
+def test_the_piece_between_a_keystroke_and_the_wire_is_two_milliseconds_of_line() -> None:
     def chunk(rate: float) -> int:
         return Pacer(LineSample(0.05, 0.05, rate / 0.7, False), 0.0).pace.chunk
 
-    assert chunk(1_000_000) == 4000
+    assert chunk(2_000_000) == 4000
     assert chunk(10_000) == 2048
     assert chunk(100_000_000) == 16384
 
