@@ -239,7 +239,7 @@ def test_a_dead_line_is_found_with_full_send_buffers(system: System) -> None:
             cut_at = time.monotonic()
 
             def full() -> bool:
-                return bool(system.status()["link"]["unacknowledged_bytes"] > 256 * 1024)
+                return bool(system.status()["link"]["unacknowledged_bytes"] > 128 * 1024)
 
             wait_until("full buffers", full, 10)
             wait_until("the link is down", lambda: not system.status()["link"]["connected"], 30)
