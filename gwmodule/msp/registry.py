@@ -928,9 +928,9 @@ class Registry:
         if count >= MAX_HOSTS:
             # Those that never answered as AMT go first, then the ones longest unheard of.
             self._db.execute(
-                "DELETE FROM hosts WHERE gateway = ?1 AND mac = (SELECT mac FROM hosts"
-                " WHERE gateway = ?1 ORDER BY answered_at IS NOT NULL, placed_at LIMIT 1)",
-                (gateway,),
+                "DELETE FROM hosts WHERE gateway = ? AND mac = (SELECT mac FROM hosts"
+                " WHERE gateway = ? ORDER BY answered_at IS NOT NULL, placed_at LIMIT 1)",
+                (gateway, gateway),
             )
 
     def _save_hello(self, hello: Hello, mac: bytes | None, seen: _Seen) -> None:
