@@ -102,6 +102,13 @@ _STATUS = {
     Code.LIMIT: HTTPStatus.TOO_MANY_REQUESTS,
     Code.NOT_SUPPORTED: HTTPStatus.NOT_IMPLEMENTED,
 }
+# Names that CPython 3.13 took from RFC 9110; what scripts match on must not follow the interpreter.
+_RENAMED = {
+    413: "REQUEST_ENTITY_TOO_LARGE",
+    414: "REQUEST_URI_TOO_LONG",
+    416: "REQUESTED_RANGE_NOT_SATISFIABLE",
+    422: "UNPROCESSABLE_ENTITY",
+}
 
 
 class Login(msgspec.Struct, forbid_unknown_fields=True):
@@ -246,7 +253,7 @@ class Api:
         except ApiError as exc:
             return _error(exc.status, exc.error, exc.description)
         except web.HTTPException as exc:
-            name = HTTPStatus(exc.status).name
+            name = _RENAMED.get(exc.status) or HTTPStatus(exc.status).name
             response = _error(exc.status, name, exc.reason)
             if isinstance(exc, web.HTTPMethodNotAllowed):
                 response.headers["Allow"] = ", ".join(sorted(exc.allowed_methods))
