@@ -273,9 +273,10 @@ def _check(config: Config, path: str) -> None:
     for port in config.streams.extra_ports:
         if not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
             raise ConfigError(path, "streams.extra_ports", f"{port!r} is no port")
-    for name in (*config.lan.interface, config.uplink.interface):
+    named = [("lan.interface", name) for name in config.lan.interface]
+    for key, name in (*named, ("uplink.interface", config.uplink.interface)):
         if len(name.encode()) > 15 or "/" in name or any(c.isspace() for c in name):
-            raise ConfigError(path, "lan.interface", f"{name!r} is no interface name")
+            raise ConfigError(path, key, f"{name!r} is no interface name")
     shared = bool(config.uplink.interface) and config.uplink.interface in config.lan.interface
     if config.deployment == "gateway" and shared:
         raise ConfigError(path, "uplink.interface", "is also a LAN interface")

@@ -12,7 +12,6 @@
       AmtError                          the answer of a call
         DeviceUnreachable  AuthenticationFailed  WsmanFault  IdentityMismatch  ...
       CaptureError                      no permission or no such interface
-      CaptureFormatError                a message that is not a capture event
 
 The code that travels on the wire is a class attribute (docs/protocol.md, "Codes").
 """

@@ -181,3 +181,9 @@ def test_any_tree_gives_a_configuration_or_a_named_problem(tree: dict[str, Any])
         assert str(exc).startswith("config: ")  # noqa: PT017 - either outcome is right
     else:
         assert isinstance(config, Config)
+
+
+def test_a_bad_interface_name_is_reported_under_its_own_key() -> None:
+    for table in ("lan", "uplink"):
+        with pytest.raises(ConfigError, match=f"{table}.interface: 'no such name'"):
+            parse({table: {"interface": "no such name"}})
