@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -246,3 +248,22 @@ def test_where_binding_to_a_device_is_forbidden_our_address_does_it(lan: Home) -
             bind_to_interface(sock, "br-lan", None)
 
     lan.gateway.run(bind)
+
+
+def test_only_four_parsers_of_pyroute2_are_loaded_and_the_whole_may_follow() -> None:
+    script = (
+        "import sys; from gwmodule.lan.netlink import parsers; parsers();"
+        "loaded = [m for m in sys.modules if m.startswith('pyroute2.')];"
+        "assert len(loaded) < 40, loaded;"
+        "import pyroute2; pyroute2.IPRoute"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
+
+
+def test_a_missing_pyroute2_is_named() -> None:
+    script = (
+        "import importlib.util; importlib.util.find_spec = lambda name: None;"
+        "from gwmodule.lan.netlink import parsers; parsers()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "ModuleNotFoundError: No module named 'pyroute2'" in done.stderr
