@@ -106,6 +106,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gwmodule.__main__",
         "gwmodule.cli",
         "gwmodule.msp.cli",
+        "gwmodule.msp.commands",
         "gwmodule.sim.cli",
     ),
 }

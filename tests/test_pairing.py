@@ -16,6 +16,8 @@ ELSEWHERE = {
     "__main__.py": "test_supervisor.py",
     "cli.py": "test_documents.py",
     "gateway.py": "lab/test_demo.py",
+    # Seen as their users see them: a process with arguments.
+    "msp/commands": "msp/test_cli.py",
     # The two ends of the link are judged together, over a real connection.
     "msp/listener.py": "uplink/test_dialer.py",
     "msp/session.py": "uplink/test_dialer.py",

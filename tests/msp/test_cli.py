@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from gwmodule import __version__, config
+from gwmodule.amt.functions import CATALOGUE
 from gwmodule.errors import Code
 from gwmodule.msp import cli
+from gwmodule.msp.commands.output import ago
 from gwmodule.wire.notices import Hello, Lease, Source
 from tests.msp.conftest import IP, MAC, NOW, PC, Service, answer, presence
 
@@ -247,6 +249,31 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ages_for_people() -> None:
-    assert cli._ago(None) == "never"
-    assert cli._ago("2020-01-01T00:00:00.000Z").endswith(" d ago")
-    assert cli._ago("no time") == "no time"
+    assert ago(None) == "never"
+    assert ago("2020-01-01T00:00:00.000Z").endswith(" d ago")
+    assert ago("no time") == "no time"
+
+
+def test_functions_are_listed_without_a_service(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["functions", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed == [function.as_json() for function in CATALOGUE.values()]
+    assert cli.main(["functions"]) == 0
+    assert "inventory.get" in capsys.readouterr().out
+
+
+def test_one_function_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["functions", "power.set"]) == 0
+    told = capsys.readouterr().out
+    assert "wait: how long to wait for the new state" in told
+    assert "between 0 and 300 seconds; default 0" in told
+    assert cli.main(["functions", "power.sit"]) == 2
+    assert "power.set" in capsys.readouterr().err
+
+
+def test_the_page_of_functions_is_what_the_command_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["functions", "--markdown"]) == 0
+    page = Path(__file__).parents[2] / "docs/functions.md"
+    assert page.read_text() == capsys.readouterr().out

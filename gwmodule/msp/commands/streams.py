@@ -1,0 +1,129 @@
+"""`sol` and `forward`: a device's ports on this terminal or this machine."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from typing import Any
+
+from gwmodule.msp.client import ApiClient
+from gwmodule.msp.commands.common import (
+    OK,
+    Command,
+    add_login,
+    listen_address,
+    online,
+    password_of,
+    port_number,
+    resolve,
+    seconds,
+)
+from gwmodule.msp.commands.output import notice, print_json
+from gwmodule.msp.forward import Forward
+from gwmodule.msp.terminal import Sol, SolOptions, Step
+from gwmodule.telemetry import escape
+
+
+def add(command: Command) -> None:
+    sol = command("sol", online(_sol), "serial line of a device on this terminal; ^] q leaves")
+    sol.add_argument("uuid", metavar="UUID")
+    add_login(sol, call=False)
+    sol.add_argument(
+        "--send", dest="steps", action=_StepAction, metavar="TEXT", help="type TEXT and Enter"
+    )
+    sol.add_argument(
+        "--expect", dest="steps", action=_StepAction, metavar="TEXT", help="wait for TEXT"
+    )
+    sol.add_argument("--timeout", type=seconds, metavar="S", help="(default 60 for scripts)")
+    sol.add_argument(
+        "--idle",
+        type=seconds,
+        default=2.0,
+        metavar="S",
+        help="with stdin as a pipe: leave when it ended and nothing came for S seconds",
+    )
+    sol.add_argument(
+        "--allow-clear-text",
+        action="store_true",
+        help="no TLS even if the device has it, and a login without digest if it has no other",
+    )
+    sol.add_argument("--no-hold", action="store_true", help="no heartbeats by the gateway")
+
+    forward = command("forward", online(_forward), "make a device's port a local TCP port")
+    forward.add_argument("uuid", metavar="UUID")
+    forward.add_argument("port", metavar="PORT", type=port_number)
+    forward.add_argument("--listen", metavar="ADDR:PORT", help="(default 127.0.0.1:PORT)")
+    forward.add_argument("--hold", action="store_true", help="heartbeats by the gateway (SOL)")
+
+
+class _StepAction(argparse.Action):
+    """`--send` and `--expect` keep the order in which they were given."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        steps: list[Step] = list(getattr(namespace, self.dest) or [])
+        steps.append(("send" if option_string == "--send" else "expect", str(values)))
+        setattr(namespace, self.dest, steps)
+
+
+async def _sol(options: argparse.Namespace, client: ApiClient) -> int:
+    device = await resolve(client, options.uuid)
+    pin = device["pin"] if not options.allow_clear_text else None
+    steps: list[Step] = options.steps or []
+    timeout = options.timeout if options.timeout or not steps else 60.0
+    sol = Sol(
+        client,
+        SolOptions(
+            guid=device["guid"],
+            username=options.user,
+            password=password_of(options),
+            pin=bytes.fromhex(pin) if pin else None,
+            hold=not options.no_hold,
+            allow_clear_text=options.allow_clear_text,
+            steps=steps,
+            timeout=timeout,
+            idle=options.idle,
+        ),
+        stdin=sys.stdin.fileno(),
+        stdout=sys.stdout.fileno(),
+        notice=notice,
+    )
+    await sol.run()
+    return OK
+
+
+async def _forward(options: argparse.Namespace, client: ApiClient) -> int:
+    host, port = "127.0.0.1", options.port
+    if options.listen:
+        host, port = listen_address(options.listen)
+    device = await resolve(client, options.uuid)
+    forward = Forward(
+        client,
+        device["guid"],
+        options.port,
+        hold=options.hold,
+        report=lambda line: notice(f"{escape(line)}\n"),
+    )
+    address, local_port = forward.listen(host, port)
+    if options.json:
+        print_json({"guid": device["guid"], "address": address, "port": local_port})
+    else:
+        print(f"{address}:{local_port} is port {options.port} of {device['guid']}", flush=True)
+    if address not in ("127.0.0.1", "::1"):
+        notice(f"warning: everybody who reaches {address} reaches the device\n")
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(forward.run(), name="forward")
+        await stop.wait()
+        task.cancel()
+    return OK
