@@ -57,10 +57,12 @@ from gwmodule.wire.events import (
 from gwmodule.wire.messages import (
     Call,
     Cancel,
+    Challenge,
     Message,
     Notice,
     NoticeAck,
     Progress,
+    Responses,
     Result,
     StreamTarget,
 )
@@ -280,7 +282,9 @@ class Relay:
             case ChannelEnded(channel, _, reason):
                 self._streams.ended(session, channel, reason)
                 self._calls.ended(session, channel)
-            case PeerGoingAway() | RoundTrip() | LinkDead() | SessionReset():
+            case SessionReset():
+                self._calls.session_over(session)
+            case PeerGoingAway() | RoundTrip() | LinkDead():
                 pass
             case _:
                 assert_never(event)
@@ -296,7 +300,9 @@ class Relay:
                 self._calls.start(session, message)
             case Cancel(number):
                 self._calls.cancel(session, number)
-            case Notice() | Progress() | Result():
+            case Responses():
+                self._calls.responded(session, message)
+            case Notice() | Progress() | Result() | Challenge():
                 self._counters["messages_misdirected"] += 1
             case _:
                 assert_never(message)

@@ -39,7 +39,7 @@ from gwmodule.amt.connection import (
     legacy_context,
     modern_context,
 )
-from gwmodule.amt.digest import Authenticator
+from gwmodule.amt.digest import Authenticator, Wanted
 from gwmodule.amt.wsman import Answer, Instance, Value
 from gwmodule.errors import (
     AmtError,
@@ -65,6 +65,7 @@ _MAX_SERVER = 255
 _SOAP_TYPES = ("application/soap+xml", "text/xml", "application/xml")
 
 Dial = Callable[[int], Awaitable[socket.socket]]
+Ask = Callable[[Wanted], Awaitable[tuple[str, tuple[bytes, ...]]]]
 _Connected: TypeAlias = tuple[HttpConnection, TlsMode]
 
 
@@ -96,6 +97,7 @@ class WsmanClient:
     `dial(port)` returns a connected, non-blocking socket to the device. `pin` is the SHA-256 of the
     device's TLS leaf, zero when it is not known yet. `deadline` is loop time: every operation ends
     by then, with DeadlineExceeded. `host` is the Host header, which no firmware looks at.
+    `ask` gets cnonce and responses for a credential of mode CHALLENGE.
 
     Operations raise DeviceUnreachable, AuthenticationFailed, TlsPinMismatch, DeviceAnswerError,
     WsmanFault and DeadlineExceeded.
@@ -109,6 +111,7 @@ class WsmanClient:
         tls: TlsMode = TlsMode.AUTO,
         pin: bytes = NO_PIN,
         deadline: float,
+        ask: Ask | None = None,
         host: str = "amt",
         cnonce: Callable[[], str] = partial(secrets.token_hex, 16),  # noqa: B008
     ) -> None:
@@ -118,6 +121,7 @@ class WsmanClient:
         self._pin = pin
         self._deadline = deadline
         self._host = host
+        self._ask = ask
         self._login = Authenticator(credential, cnonce)
         self._connection: HttpConnection | None = None
         self._turn = asyncio.Lock()
@@ -243,6 +247,9 @@ class WsmanClient:
         return answer
 
     async def _send(self, envelope: bytes, *, reads: bool) -> HttpAnswer:
+        wanted = self._login.wanted(WSMAN_PATH)
+        if wanted is not None:
+            await self._get_responses(wanted)
         connection = await self._connected()
         idle = connection.used
         try:
@@ -251,6 +258,11 @@ class WsmanClient:
             if not (reads and idle):
                 raise
         return await self._post(await self._connected(), envelope)
+
+    async def _get_responses(self, wanted: Wanted) -> None:
+        if self._ask is None:
+            raise AuthenticationFailed("nobody answers the device's nonce")
+        self._login.take(wanted, *await self._ask(wanted))
 
     async def _post(self, connection: HttpConnection, envelope: bytes) -> HttpAnswer:
         headers = [

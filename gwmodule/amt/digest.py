@@ -1,5 +1,8 @@
 """HTTP digest authentication as AMT speaks it (RFC 2617, MD5), both the computation and the header.
 
+    Authenticator    the login of one client at a device (gateway)
+    Responder        answers for it in mode CHALLENGE, where the secret stays (MSP)
+
 The redirection protocol uses the same computation with method POST and URI /RedirectionService
 (reference/amt-protocols.md 2.2 and 3.1).
 """
@@ -8,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gwmodule.errors import AuthenticationFailed, DeviceAnswerError
 from gwmodule.wire.frames import CredentialMode
@@ -17,10 +22,20 @@ from gwmodule.wire.messages import Credential
 
 # Real ones are about 150 bytes (reference/amt-protocols.md 3.1).
 MAX_CHALLENGE = 1024
+# Responses that one question may ask for: more requests than an inventory makes, in 1 KiB.
+MAX_COUNT = 64
+# Responses for one call: the longest enumeration has 512 pages.
+MAX_RESPONSES = 1024
+# Where a response is good for: never for /RedirectionService, which would be a console.
+ANSWERED_URIS = frozenset({"/wsman", "/RemoteControlService"})
+# What travels to the MSP as one text.
+_MAX_ASKED = 255
 _USABLE_QOP = frozenset({"auth", "auth-int"})
 _HA1 = re.compile(r"[0-9a-fA-F]{32}")
 # What stands between quotes in the header and before a colon in HA1.
 _USERNAME = re.compile(r'[^\x00-\x1f\x7f":\\]{1,255}')
+_CNONCE = re.compile(r"[0-9A-Za-z]{1,64}")
+_NONCE = re.compile(r'[^\x00-\x1f\x7f":\\]{1,255}')
 _PARAMETER = re.compile(r'([A-Za-z]+)\s*=\s*(?:"([^"\\]*)"|([^\s,"]+))\s*(?:,|$)')
 
 
@@ -31,6 +46,16 @@ class Challenge:
     qop: tuple[str, ...] = ()
     stale: bool = False
     opaque: str = ""
+
+
+class Wanted(NamedTuple):
+    """`count` responses for POSTs to `uri`, for the nonce counts from `nonce_count` on."""
+
+    realm: str
+    nonce: str
+    uri: str
+    nonce_count: int
+    count: int
 
 
 def md5_hex(text: str | bytes) -> str:
@@ -91,6 +116,12 @@ def authorization(
     nc = f"{nonce_count:08x}"
     second = ha2(method, uri, body if qop == "auth-int" else None)
     digest = response(secret, challenge.nonce, second, nc=nc, cnonce=cnonce, qop=qop)
+    return _header(challenge, username, digest, uri=uri, qop=qop, nc=nc, cnonce=cnonce)
+
+
+def _header(
+    challenge: Challenge, username: str, digest: str, *, uri: str, qop: str, nc: str, cnonce: str
+) -> str:
     parts = [
         f'username="{username}"',
         f'realm="{challenge.realm}"',
@@ -110,6 +141,9 @@ class Authenticator:
 
     A challenge for another realm than an HA1's, or without a credential, is never answered: the
     answer to a forged challenge is what a thief needs to search for the password.
+
+    In mode CHALLENGE each request needs a response from elsewhere: `wanted` says which to ask for,
+    `take` gets them.
     """
 
     def __init__(self, credential: Credential, cnonce: Callable[[], str]) -> None:
@@ -119,13 +153,17 @@ class Authenticator:
         self._challenge: Challenge | None = None
         self._secret = ""
         self._nonce_count = 0
+        # In mode CHALLENGE: responses for the next counts, the uri and cnonce they were made for.
+        self._responses: deque[str] = deque()
+        self._made_for = ("", "")
+        self._count = MAX_COUNT
         if credential.mode is CredentialMode.NONE:
             return
         if not _USERNAME.fullmatch(credential.username):
             raise AuthenticationFailed("a user name is 1 to 255 printable characters, no quotes")
         if credential.mode is CredentialMode.HA1 and not _HA1.fullmatch(credential.secret):
             raise AuthenticationFailed("an HA1 is 32 hexadecimal digits")
-        if not credential.secret:
+        if not credential.secret and credential.mode is not CredentialMode.CHALLENGE:
             raise AuthenticationFailed("the password is empty")
 
     @property
@@ -135,6 +173,19 @@ class Authenticator:
 
     def authorize(self, method: str, uri: str, body: bytes) -> str | None:
         """The Authorization of the next request; None before a challenge was accepted."""
+        if self._challenge is not None and self._responses and uri == self._made_for[0]:
+            self._nonce_count += 1
+            nc, cnonce = f"{self._nonce_count:08x}", self._made_for[1]
+            digest = self._responses.popleft()
+            return _header(
+                self._challenge,
+                self._credential.username,
+                digest,
+                uri=uri,
+                qop="auth",
+                nc=nc,
+                cnonce=cnonce,
+            )
         if self._challenge is None or not self._secret:
             return None
         self._nonce_count += 1
@@ -149,6 +200,28 @@ class Authenticator:
             body=body,
         )
 
+    def wanted(self, uri: str) -> Wanted | None:
+        """What to ask for before the next `authorize`; None when nothing is missing."""
+        challenge = self._challenge
+        if challenge is None or self._credential.mode is not CredentialMode.CHALLENGE:
+            return None
+        if self._responses and self._made_for[0] == uri:
+            return None
+        self._responses.clear()
+        return Wanted(challenge.realm, challenge.nonce, uri, self._nonce_count + 1, self._count)
+
+    def take(self, wanted: Wanted, cnonce: str, responses: Sequence[bytes]) -> None:
+        """The answer to `wanted`; AuthenticationFailed when it is none."""
+        right_size = all(len(digest) == 16 for digest in responses)
+        if not 0 < len(responses) <= wanted.count or not right_size:
+            raise AuthenticationFailed(
+                f"{len(responses)} responses from the MSP, expected 1 to {wanted.count}"
+            )
+        if not _CNONCE.fullmatch(cnonce):
+            raise AuthenticationFailed("the cnonce from the MSP is not 1 to 64 letters and digits")
+        self._responses = deque(digest.hex() for digest in responses)
+        self._made_for = (wanted.uri, cnonce)
+
     def challenged(self, headers: list[str]) -> None:
         """Take a 401's WWW-Authenticate values; the next `authorize` answers.
 
@@ -156,12 +229,18 @@ class Authenticator:
         """
         digests = [value for value in headers if value.lstrip().lower().startswith("digest")]
         challenge = parse_challenge(digests[0] if digests else "")
+        # A device whose nonces live for one request is asked about few at a time.
+        if self._made_for[0]:
+            self._count = min(max(2 * self._nonce_count, 1), MAX_COUNT)
         self._challenge, self._nonce_count, self._secret = challenge, 0, ""
+        self._responses.clear()
         credential = self._credential
         if credential.mode is CredentialMode.NONE:
             raise AuthenticationFailed("the device wants a login and no credential was given")
         if credential.mode is CredentialMode.PASSWORD:
             self._secret = ha1(credential.username, challenge.realm, credential.secret)
+        elif challenge.realm == credential.realm and credential.mode is CredentialMode.CHALLENGE:
+            _require_batchable(challenge)
         elif challenge.realm == credential.realm:
             self._secret = credential.secret.lower()
         else:
@@ -169,3 +248,60 @@ class Authenticator:
                 f"the device asks for realm {challenge.realm!r}, the credential is for "
                 f"{credential.realm!r}; nothing was answered"
             )
+
+
+def _require_batchable(challenge: Challenge) -> None:
+    """AuthenticationFailed unless responses can be made before the requests exist."""
+    if "auth" not in challenge.qop:
+        offered = ", ".join(challenge.qop) or "none"
+        raise AuthenticationFailed(
+            f"mode challenge needs digest qop auth, the device offers {offered}"
+        )
+    if not _NONCE.fullmatch(challenge.nonce):
+        raise AuthenticationFailed(
+            f"mode challenge needs a nonce of 1 to {_MAX_ASKED} printable characters, no colon"
+        )
+
+
+class Responder:
+    """Makes the responses for one call in mode CHALLENGE.
+
+    Whoever asks is not trusted: a response is only made for the realm of the credential, a uri of
+    ANSWERED_URIS and a cnonce of our own, and MAX_RESPONSES in all.
+    """
+
+    def __init__(self, credential: Credential, cnonce: Callable[[], str]) -> None:
+        """`credential.secret` is the HA1 for `credential.realm`; `cnonce` is random."""
+        self._realm = credential.realm
+        self._secret = credential.secret
+        self._cnonce = cnonce
+        self._left = MAX_RESPONSES
+
+    def respond(self, wanted: Wanted) -> tuple[str, tuple[bytes, ...]]:
+        """A cnonce and the responses; AuthenticationFailed says why there are none."""
+        if wanted.realm != self._realm:
+            raise AuthenticationFailed(
+                f"the device asks for realm {wanted.realm!r}, recorded is {self._realm!r}"
+            )
+        if wanted.uri not in ANSWERED_URIS:
+            raise AuthenticationFailed(f"no response is made for {wanted.uri[:60]!r}")
+        if not _NONCE.fullmatch(wanted.nonce):
+            raise AuthenticationFailed("a nonce is 1 to 255 printable characters, no colon")
+        last = wanted.nonce_count + wanted.count - 1
+        if not (1 <= wanted.count <= MAX_COUNT and 1 <= wanted.nonce_count <= last <= 0xFFFFFFFF):
+            raise AuthenticationFailed(
+                f"{wanted.count} responses from count {wanted.nonce_count} on, "
+                f"at most {MAX_COUNT} and from 1 on"
+            )
+        if wanted.count > self._left:
+            raise AuthenticationFailed(f"more than {MAX_RESPONSES} responses for one call")
+        self._left -= wanted.count
+        cnonce, second = self._cnonce(), ha2("POST", wanted.uri)
+        return cnonce, tuple(
+            bytes.fromhex(
+                response(
+                    self._secret, wanted.nonce, second, nc=f"{nc:08x}", cnonce=cnonce, qop="auth"
+                )
+            )
+            for nc in range(wanted.nonce_count, last + 1)
+        )

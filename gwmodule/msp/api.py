@@ -116,6 +116,7 @@ class Login(msgspec.Struct, forbid_unknown_fields=True):
 
     username: str
     password: str
+    mode: Literal["ha1", "challenge"] = "ha1"
 
     def __post_init__(self) -> None:
         for text in (self.username, self.password):
@@ -790,7 +791,8 @@ def _credential(known: Device | Host, body: CallRequest) -> Credential:
         return Credential()
     if known.realm:
         secret = ha1(login.username, known.realm, login.password)
-        return Credential(CredentialMode.HA1, login.username, secret, known.realm)
+        # In mode challenge the session keeps the secret and answers the device's nonces itself.
+        return Credential(CredentialMode[login.mode.upper()], login.username, secret, known.realm)
     if body.allow_password:
         return Credential(CredentialMode.PASSWORD, login.username, login.password)
     if isinstance(known, Device) and known.state is State.SETUP:

@@ -9,13 +9,17 @@ import random
 import secrets
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address
 from typing import assert_never
 from uuid import UUID
 
+from gwmodule.amt.digest import Responder, Wanted
 from gwmodule.amt.hold import ToolHold
 from gwmodule.config import LivenessConfig, MuxConfig
 from gwmodule.errors import (
+    AuthenticationFailed,
     ChannelReset,
     ChannelStateError,
     Code,
@@ -40,10 +44,11 @@ from gwmodule.wire.events import (
     RoundTrip,
     SessionReset,
 )
-from gwmodule.wire.frames import NO_TOKEN, TOKEN_SIZE, Priority, TlsMode
+from gwmodule.wire.frames import NO_TOKEN, TOKEN_SIZE, CredentialMode, Priority, TlsMode
 from gwmodule.wire.messages import (
     Call,
     Cancel,
+    Challenge,
     Credential,
     GoAway,
     Greeting,
@@ -51,6 +56,7 @@ from gwmodule.wire.messages import (
     Notice,
     NoticeAck,
     Progress,
+    Responses,
     Result,
     ResultTarget,
     StreamTarget,
@@ -183,7 +189,10 @@ class Stream:
 
 
 class _PendingCall:
-    def __init__(self, on_progress: Callable[[Progress], None] | None) -> None:
+    def __init__(
+        self, on_progress: Callable[[Progress], None] | None, responder: Responder | None
+    ) -> None:
+        self.responder = responder
         self.result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self.on_progress = on_progress
         # A result that comes on a bulk channel of its own waits here for its body.
@@ -361,6 +370,8 @@ class Session:
     ) -> Result:
         """Run one function on the gateway; never repeated, whatever happens to the link.
 
+        A credential of mode CHALLENGE holds the HA1 as its secret, which stays here.
+
         LinkLost when the gateway is away, or with "outcome unknown" when it went away before the
         result; DeadlineExceeded when not even the gateway's own deadline brought an answer.
         """
@@ -368,7 +379,12 @@ class Session:
             raise LinkLost(f"gateway {self.gateway} is not connected")
         self._last_call = (self._last_call + 1) & 0xFFFFFFFF
         number = self._last_call
-        pending = self._calls[number] = _PendingCall(on_progress)
+        responder = None
+        if credential.mode is CredentialMode.CHALLENGE:
+            # The secret stays with the responder; the codec does not write it either.
+            responder = Responder(credential, partial(secrets.token_hex, 16))
+            credential = replace(credential, secret="")
+        pending = self._calls[number] = _PendingCall(on_progress, responder)
         message = Call(
             call=number,
             deadline=deadline,
@@ -509,10 +525,26 @@ class Session:
                 pending = self._calls.get(message.call)
                 if pending is not None and pending.on_progress is not None:
                     pending.on_progress(message)
-            case NoticeAck() | Call() | Cancel():
+            case Challenge():
+                self._on_challenge(message)
+            case NoticeAck() | Call() | Cancel() | Responses():
                 self.end(Code.PROTOCOL_ERROR, f"{type(message).__name__} from a gateway")
             case _:
                 assert_never(message)
+
+    def _on_challenge(self, asked: Challenge) -> None:
+        pending = self._calls.get(asked.call)
+        if pending is None:
+            return
+        try:
+            if pending.responder is None:
+                raise AuthenticationFailed("this call is not in mode challenge")
+            wanted = Wanted(asked.realm, asked.nonce, asked.uri, asked.nonce_count, asked.count)
+            cnonce, responses = pending.responder.respond(wanted)
+        except AuthenticationFailed as exc:
+            self.mux.send_message(Responses(asked.call, reason=str(exc)))
+        else:
+            self.mux.send_message(Responses(asked.call, cnonce, responses))
 
     def _finish(self, pending: _PendingCall) -> None:
         header = pending.header

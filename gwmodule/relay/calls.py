@@ -20,8 +20,10 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from gwmodule.amt.client import WsmanClient
+from gwmodule.amt.digest import Wanted
 from gwmodule.amt.functions import Context, find, validate
 from gwmodule.errors import (
+    AuthenticationFailed,
     BadArgument,
     ChannelStateError,
     Code,
@@ -32,7 +34,7 @@ from gwmodule.errors import (
 from gwmodule.relay.streams import DialDevice, Session
 from gwmodule.telemetry import Counters, EventLog
 from gwmodule.wire.frames import MAX_PAYLOAD, Priority
-from gwmodule.wire.messages import Call, Progress, Result, ResultTarget
+from gwmodule.wire.messages import Call, Challenge, Progress, Responses, Result, ResultTarget
 from gwmodule.wire.notices import NO_UUID, format_mac
 
 MAX_CALLS = 64
@@ -47,6 +49,8 @@ _CHUNK = 16384
 class _Running:
     task: asyncio.Task[None]
     cancelled: bool = False
+    # In mode CHALLENGE, while the MSP is asked.
+    asked: asyncio.Future[Responses] | None = None
 
 
 class Calls:
@@ -89,6 +93,18 @@ class Calls:
             # Behind the task's first step: one that is cancelled before it never answers.
             asyncio.get_running_loop().call_soon(running.task.cancel)
 
+    def responded(self, session: Session, responses: Responses) -> None:
+        """The MSP answers a CHALLENGE; one that nobody waits for is ignored."""
+        running = self._running.get((session, responses.call))
+        if running is not None and running.asked is not None and not running.asked.done():
+            running.asked.set_result(responses)
+
+    def session_over(self, session: Session) -> None:
+        """Whoever waits for an answer of the MSP waits in vain. What runs goes on to its end."""
+        for (owner, number), running in self._running.items():
+            if owner is session and running.asked is not None and not running.asked.done():
+                running.asked.set_result(Responses(number, reason="the session is over"))
+
     # ---- one call -----------------------------------------------------------------------------
 
     async def _run(self, session: Session, call: Call) -> None:
@@ -99,7 +115,7 @@ class Calls:
             function = find(call.function)
             arguments = validate(function, _arguments(call))
             async with asyncio.timeout_at(started + call.deadline), self._turn(call.mac):
-                client = self._client(call, started + call.deadline)
+                client = self._client(session, call, started + call.deadline)
                 async with client:
                     body = await function.run(client, arguments, self._context(session, call))
             code = Code.OK
@@ -123,11 +139,28 @@ class Calls:
             body.setdefault("_device", client.facts.as_json())
         self._answer(session, call, code, body, loop.time() - started, exchanges)
 
-    def _client(self, call: Call, deadline: float) -> WsmanClient:
+    def _client(self, session: Session, call: Call, deadline: float) -> WsmanClient:
         async def dial(port: int) -> socket.socket:
             return await self._dial(call.address, port, call.mac)
 
-        return WsmanClient(dial, call.credential, tls=call.tls, pin=call.pin, deadline=deadline)
+        async def ask(wanted: Wanted) -> tuple[str, tuple[bytes, ...]]:
+            responses = await self._ask(session, Challenge(call.call, *wanted))
+            if responses.reason:
+                raise AuthenticationFailed(f"the MSP did not answer: {responses.reason}")
+            return responses.cnonce, responses.responses
+
+        return WsmanClient(
+            dial, call.credential, tls=call.tls, pin=call.pin, deadline=deadline, ask=ask
+        )
+
+    async def _ask(self, session: Session, challenge: Challenge) -> Responses:
+        if session.mux.ended:
+            raise AuthenticationFailed("the session is over, nobody answers the device's nonce")
+        running = self._running[session, challenge.call]
+        running.asked = asyncio.get_running_loop().create_future()
+        session.mux.send_message(challenge)
+        session.flush_soon()
+        return await running.asked
 
     def _context(self, session: Session, call: Call) -> Context:
         def progress(done: int, total: int, step: str) -> None:

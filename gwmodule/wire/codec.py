@@ -20,6 +20,7 @@ from gwmodule.wire.frames import (
     MAX_PAYLOAD,
     MAX_REASON,
     PAYLOADS,
+    RESPONSE_SIZE,
     TOKEN_SIZE,
     ChannelKind,
     CredentialMode,
@@ -30,6 +31,7 @@ from gwmodule.wire.frames import (
 from gwmodule.wire.messages import (
     Call,
     Cancel,
+    Challenge,
     Credential,
     GoAway,
     Greeting,
@@ -37,6 +39,7 @@ from gwmodule.wire.messages import (
     Notice,
     NoticeAck,
     Progress,
+    Responses,
     Result,
     ResultTarget,
     StreamTarget,
@@ -315,7 +318,7 @@ def build_message(message: Message) -> bytes:
                 "realm": _exactly(message.credential.realm),
                 "credential_mode": message.credential.mode,
                 "username": _exactly(message.credential.username),
-                "secret": _exactly(message.credential.secret),
+                "secret": _exactly(_secret_to_send(message.credential)),
                 "arguments": message.arguments,
             }
         case Progress():
@@ -335,6 +338,24 @@ def build_message(message: Message) -> bytes:
                 "exchanges": min(message.exchanges, 0xFFFF),
                 "detached": message.detached,
                 "body": message.body,
+            }
+        case Challenge():
+            frame_type = FrameType.CHALLENGE
+            body = {
+                "call": message.call,
+                "nonce_count": message.nonce_count,
+                "count": message.count,
+                "realm": _exactly(message.realm),
+                "nonce": _exactly(message.nonce),
+                "uri": _exactly(message.uri),
+            }
+        case Responses():
+            frame_type = FrameType.RESPONSES
+            body = {
+                "call": message.call,
+                "cnonce": _exactly(message.cnonce),
+                "reason": _text(message.reason),
+                "responses": b"".join(message.responses),
             }
         case _:
             frame_type, body = FrameType.CANCEL, {"call": message.call}
@@ -385,9 +406,34 @@ def parse_message(frame_type: FrameType, payload: bytes) -> Message:
                 )
             case FrameType.CANCEL:
                 return Cancel(parsed.call)
+            case FrameType.CHALLENGE:
+                return Challenge(
+                    parsed.call,
+                    parsed.realm.decode(),
+                    parsed.nonce.decode(),
+                    parsed.uri.decode(),
+                    parsed.nonce_count,
+                    parsed.count,
+                )
+            case FrameType.RESPONSES:
+                reason = parsed.reason.decode(errors="replace")
+                return Responses(
+                    parsed.call, parsed.cnonce.decode(), _responses(parsed.responses), reason
+                )
     except ValueError as exc:  # UnicodeDecodeError and unknown enumeration numbers
         raise FrameLayoutError(f"{frame_type.name}: {exc}") from None
     raise FrameLayoutError(f"{frame_type.name} is no control message")
+
+
+def _secret_to_send(credential: Credential) -> str:
+    """What makes the mode CHALLENGE worth its round trip is that nothing reusable leaves here."""
+    return "" if credential.mode is CredentialMode.CHALLENGE else credential.secret
+
+
+def _responses(data: bytes) -> tuple[bytes, ...]:
+    if len(data) % RESPONSE_SIZE:
+        raise FrameLayoutError(f"RESPONSES with {len(data)} bytes, not a multiple of 16")
+    return tuple(data[i : i + RESPONSE_SIZE] for i in range(0, len(data), RESPONSE_SIZE))
 
 
 def _text(text: str) -> bytes:

@@ -35,6 +35,7 @@ HEADER_SIZE = 8
 MAX_PAYLOAD = 16384
 MAX_REASON = 255
 TOKEN_SIZE = 16
+RESPONSE_SIZE = 16
 NO_TOKEN = bytes(TOKEN_SIZE)
 CONTROL_CHANNEL = 0
 MAX_CHANNEL = 0xFFFF
@@ -60,6 +61,8 @@ class FrameType(enum.IntEnum):
     PROGRESS = 0x23
     RESULT = 0x24
     CANCEL = 0x25
+    CHALLENGE = 0x26
+    RESPONSES = 0x27
 
 
 # Link business, lost with the link; everything else is counted, kept and replayed.
@@ -85,6 +88,8 @@ MESSAGES = frozenset(
         FrameType.PROGRESS,
         FrameType.RESULT,
         FrameType.CANCEL,
+        FrameType.CHALLENGE,
+        FrameType.RESPONSES,
     }
 )
 
@@ -106,6 +111,7 @@ class CredentialMode(enum.IntEnum):
     NONE = 0
     HA1 = 1  # secret is MD5(user:realm:password) as 32 hex digits, valid for `realm` only.
     PASSWORD = 2  # First contact only, when the technician allows it.
+    CHALLENGE = 3  # secret is empty: the MSP answers each nonce itself, for `realm` only.
 
 
 class TlsMode(enum.IntEnum):
@@ -211,4 +217,19 @@ PAYLOADS = {
         "body" / GreedyBytes,
     ),
     FrameType.CANCEL: Struct("call" / Int32ub, Terminated),
+    FrameType.CHALLENGE: Struct(
+        "call" / Int32ub,
+        "nonce_count" / Int32ub,
+        "count" / Int8ub,
+        "realm" / _text8,
+        "nonce" / _text8,
+        "uri" / _text8,
+        Terminated,
+    ),
+    FrameType.RESPONSES: Struct(
+        "call" / Int32ub,
+        "cnonce" / _text8,
+        "reason" / _text8,
+        "responses" / GreedyBytes,
+    ),
 }

@@ -50,7 +50,11 @@ class NoticeAck:
 
 @dataclass(slots=True)
 class Credential:
-    """Valid for one call. Never shown: neither `repr` nor an error text contains the secret."""
+    """Valid for one call. Never shown: neither `repr` nor an error text contains the secret.
+
+    With CHALLENGE the secret is the HA1 as long as the credential is at the MSP, and empty on the
+    wire.
+    """
 
     mode: CredentialMode = CredentialMode.NONE
     username: str = ""
@@ -99,7 +103,32 @@ class Cancel:
     call: int
 
 
-Message: TypeAlias = Notice | NoticeAck | Call | Progress | Result | Cancel
+@dataclass(slots=True)
+class Challenge:
+    """A device's nonce that a call in mode CHALLENGE must answer.
+
+    Wanted are `count` responses for POSTs to `uri`, for the nonce counts from `nonce_count` on.
+    """
+
+    call: int
+    realm: str
+    nonce: str
+    uri: str
+    nonce_count: int
+    count: int
+
+
+@dataclass(slots=True)
+class Responses:
+    """The digests in the order of their counts, or none and the `reason` for that."""
+
+    call: int
+    cnonce: str = ""
+    responses: tuple[bytes, ...] = field(default=(), repr=False)
+    reason: str = ""
+
+
+Message: TypeAlias = Notice | NoticeAck | Call | Progress | Result | Cancel | Challenge | Responses
 
 
 @dataclass(slots=True)

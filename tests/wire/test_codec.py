@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from dataclasses import replace
 from ipaddress import IPv4Address
 from uuid import UUID
 
@@ -32,6 +33,7 @@ from gwmodule.wire.frames import (
 from gwmodule.wire.messages import (
     Call,
     Cancel,
+    Challenge,
     Credential,
     GoAway,
     Greeting,
@@ -39,6 +41,7 @@ from gwmodule.wire.messages import (
     Notice,
     NoticeAck,
     Progress,
+    Responses,
     Result,
     ResultTarget,
     StreamTarget,
@@ -78,7 +81,14 @@ CALLS = st.builds(
     uuid=st.uuids(),
     function=TEXT8,
     arguments=st.binary(max_size=300),
-    credential=st.builds(Credential, st.sampled_from(CredentialMode), TEXT8, TEXT8, TEXT8),
+    credential=st.builds(
+        Credential,
+        st.sampled_from([m for m in CredentialMode if m is not CredentialMode.CHALLENGE]),
+        TEXT8,
+        TEXT8,
+        TEXT8,
+    )
+    | st.builds(Credential, st.just(CredentialMode.CHALLENGE), TEXT8, realm=TEXT8),
     tls=st.sampled_from(TlsMode),
     pin=st.binary(min_size=32, max_size=32),
 )
@@ -97,6 +107,8 @@ ALL_MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Progress, U32, U32, U32, TEXT8),
     RESULTS,
     st.builds(Cancel, U32),
+    st.builds(Challenge, U32, TEXT8, TEXT8, TEXT8, U32, U8),
+    st.builds(Responses, U32, TEXT8, st.lists(exactly(16), max_size=64).map(tuple), TEXT8),
 )
 GREETINGS = st.builds(
     Greeting,
@@ -410,3 +422,21 @@ def test_a_call_with_wrong_utf8_or_numbers_is_an_error() -> None:
     for wrong in (good.replace(b"power", b"pow\xffr"), good[:tls] + b"\x09" + good[tls + 1 :]):
         with pytest.raises(FrameLayoutError, match="CALL: "):
             codec.parse_message(FrameType.CALL, wrong)
+
+
+def test_a_call_in_mode_challenge_never_carries_its_secret() -> None:
+    secret = "5f4dcc3b5aa765d61d8327deb882cf99"
+    call = replace(
+        A_CALL, credential=Credential(CredentialMode.CHALLENGE, "admin", secret, "Digest:A1")
+    )
+    built = codec.build_message(call)
+    assert secret.encode() not in built
+    parsed = codec.parse_message(FrameType.CALL, payload(built))
+    assert isinstance(parsed, Call)
+    assert parsed.credential == Credential(CredentialMode.CHALLENGE, "admin", "", "Digest:A1")
+
+
+def test_a_part_of_a_response_is_refused() -> None:
+    built = payload(codec.build_message(Responses(1, "c", (bytes(16),))))
+    with pytest.raises(FrameLayoutError, match="15 bytes"):
+        codec.parse_message(FrameType.RESPONSES, built[:-1])

@@ -4,7 +4,14 @@ from ipaddress import IPv4Address
 from uuid import UUID
 
 from gwmodule.wire.frames import CredentialMode, TlsMode
-from gwmodule.wire.messages import Call, Credential, Greeting, StreamTarget, Welcome
+from gwmodule.wire.messages import (
+    Call,
+    Credential,
+    Greeting,
+    Responses,
+    StreamTarget,
+    Welcome,
+)
 from gwmodule.wire.notices import NO_UUID
 
 
@@ -14,9 +21,10 @@ def test_neither_secrets_nor_tokens_are_ever_shown() -> None:
     token = b"single-use-token"
     greeting = Greeting(bytes(8), token, 0, 12.0, True, "gateway", "s", 1, 1)
     welcome = Welcome(1, True, token, 0, 120, "", 0, "")
-    shown = f"{call!r}{greeting!r}{welcome!r}"
+    shown = f"{call!r}{greeting!r}{welcome!r}{Responses(1, 'c', (b'a digest: 16 B.',))!r}"
     assert "5f4dcc3b" not in shown
     assert "single-use" not in shown
+    assert "a digest" not in shown
 
 
 def test_a_target_without_details_has_safe_ones() -> None:

@@ -43,11 +43,13 @@ from gwmodule.wire.frames import (
 from gwmodule.wire.handshake import Handshake
 from gwmodule.wire.messages import (
     Call,
+    Challenge,
     Credential,
     GoAway,
     Greeting,
     Notice,
     NoticeAck,
+    Responses,
     Result,
     StreamTarget,
     Welcome,
@@ -246,7 +248,7 @@ class Recorder:
 
 
 def conversation() -> list[tuple[str, Frame]]:
-    """First contact, a lease, a power call, a SOL stream, a resumed link, the end."""
+    """First contact, a lease, two power calls, a SOL stream, a resumed link, the end."""
     line = Recorder()
     line.record("gateway", codec.build_greeting(GREETING))
     line.record("msp", codec.build_welcome(WELCOME))
@@ -262,6 +264,17 @@ def conversation() -> list[tuple[str, Frame]]:
     )
     line.turn()
     line.gateway.send_message(Result(1, Code.OK, 0.021, 2, b'{"state":"on"}'))
+    line.turn()
+    kept = Credential(CredentialMode.CHALLENGE, "admin", "", "Digest:A1")
+    line.msp.send_message(
+        Call(2, 30.0, ADDRESS, MAC, DEVICE, "power.get", credential=kept, tls=TlsMode.OFF)
+    )
+    line.turn()
+    line.gateway.send_message(Challenge(2, "Digest:A1", "n0nce", "/wsman", 1, 2))
+    line.turn()
+    line.msp.send_message(Responses(2, "c0ffee", (b"\x0a" * 16, b"\x0b" * 16)))
+    line.turn()
+    line.gateway.send_message(Result(2, Code.OK, 0.071, 2, b'{"state":"on"}'))
     stream = line.msp.open(StreamTarget(ADDRESS, 16994, MAC, DEVICE), Priority.INTERACTIVE)
     line.turn()
     line.gateway.accept(stream)
