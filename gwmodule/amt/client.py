@@ -17,7 +17,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -44,6 +45,7 @@ from gwmodule.amt.wsman import Answer, Instance, Value
 from gwmodule.errors import (
     AmtError,
     AuthenticationFailed,
+    Code,
     DeadlineExceeded,
     DeviceAnswerError,
     DeviceUnreachable,
@@ -62,11 +64,19 @@ TLS_GRACE = 5.0
 # Ours fires first, so that the error names the step and not just the call.
 _DEADLINE_MARGIN = 0.02
 _MAX_SERVER = 255
+_SOAP_HEADERS = [("Content-Type", "application/soap+xml;charset=UTF-8")]
 _SOAP_TYPES = ("application/soap+xml", "text/xml", "application/xml")
 
 Dial = Callable[[int], Awaitable[socket.socket]]
 Ask = Callable[[Wanted], Awaitable[tuple[str, tuple[bytes, ...]]]]
+Headers: TypeAlias = list[tuple[str, str]]
 _Connected: TypeAlias = tuple[HttpConnection, TlsMode]
+
+
+class WsmanAbsent(AmtError):
+    """The device's web server has no /wsman: AMT 1 or 2, which speak EOI only."""
+
+    code = Code.NOT_SUPPORTED
 
 
 @dataclass(slots=True)
@@ -79,6 +89,8 @@ class Facts:
     realm: str = ""
     server: str = ""
     exchanges: int = 0
+    # Whether anything was answered as WS-Man.
+    understood: bool = False
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -100,7 +112,7 @@ class WsmanClient:
     `ask` gets cnonce and responses for a credential of mode CHALLENGE.
 
     Operations raise DeviceUnreachable, AuthenticationFailed, TlsPinMismatch, DeviceAnswerError,
-    WsmanFault and DeadlineExceeded.
+    WsmanFault, WsmanAbsent and DeadlineExceeded.
     """
 
     def __init__(
@@ -210,6 +222,10 @@ class WsmanClient:
         answer = await self._exchange("Identify", wsman.identify(), reads=True)
         return _expect(answer, "IdentifyResponse", "Identify")
 
+    async def post(self, path: str, headers: Headers, body: bytes, *, reads: bool) -> HttpAnswer:
+        """One exchange of another service than WS-Man, with the same login and deadline."""
+        return await self._within(f"POST {path}", path, headers, body, reads=reads)
+
     # ---- one exchange -------------------------------------------------------------------------
 
     def _next_id(self) -> str:
@@ -217,64 +233,69 @@ class WsmanClient:
         return str(self._message_id)
 
     async def _exchange(self, step: str, envelope: bytes, *, reads: bool = False) -> Answer:
-        try:
-            async with asyncio.timeout_at(self._deadline - _DEADLINE_MARGIN), self._turn:
-                # A timeout that has passed fires at the first pause only, and that is too late.
-                await asyncio.sleep(0)
-                answer = await self._log_in(envelope, reads=reads)
+        answer = await self._within(step, WSMAN_PATH, _SOAP_HEADERS, envelope, reads=reads)
+        with _naming(step):
             _check_type(answer)
+            self.facts.understood = True
             self._received += len(answer.body)
             return wsman.parse_answer(answer.body)
-        except TimeoutError as exc:
-            raise DeadlineExceeded(f"{step}: the deadline passed before the answer") from exc
-        except AmtError as exc:
-            exc.args = (f"{step}: {exc}",)
-            raise
 
-    async def _log_in(self, envelope: bytes, *, reads: bool) -> HttpAnswer:
+    async def _within(
+        self, step: str, path: str, headers: Headers, body: bytes, *, reads: bool
+    ) -> HttpAnswer:
+        """One exchange in its turn and within the deadline; errors name the step."""
+        with _naming(step):
+            try:
+                async with asyncio.timeout_at(self._deadline - _DEADLINE_MARGIN), self._turn:
+                    # A timeout that has passed fires at the first pause only: that is too late.
+                    await asyncio.sleep(0)
+                    return await self._log_in(path, headers, body, reads=reads)
+            except TimeoutError as exc:
+                raise DeadlineExceeded("the deadline passed before the answer") from exc
+
+    async def _log_in(self, path: str, headers: Headers, body: bytes, *, reads: bool) -> HttpAnswer:
         """Send once, and once more when a 401 brings a challenge that may be answered."""
-        answer = await self._send(envelope, reads=reads)
+        answer = await self._send(path, headers, body, reads=reads)
         if answer.status == HTTPStatus.UNAUTHORIZED:
             try:
                 self._login.challenged(answer.all("www-authenticate"))
             finally:
                 self.facts.realm = self._login.realm
-            answer = await self._send(envelope, reads=reads)
+            answer = await self._send(path, headers, body, reads=reads)
         if answer.status == HTTPStatus.UNAUTHORIZED:
             raise AuthenticationFailed(
                 f"the device refused the login in realm {self._login.realm!r}"
             )
         return answer
 
-    async def _send(self, envelope: bytes, *, reads: bool) -> HttpAnswer:
-        wanted = self._login.wanted(WSMAN_PATH)
+    async def _send(self, path: str, headers: Headers, body: bytes, *, reads: bool) -> HttpAnswer:
+        wanted = self._login.wanted(path)
         if wanted is not None:
             await self._get_responses(wanted)
         connection = await self._connected()
         idle = connection.used
         try:
-            return await self._post(connection, envelope)
+            return await self._post(connection, path, headers, body)
         except ConnectionLost:
             if not (reads and idle):
                 raise
-        return await self._post(await self._connected(), envelope)
+        return await self._post(await self._connected(), path, headers, body)
 
     async def _get_responses(self, wanted: Wanted) -> None:
         if self._ask is None:
             raise AuthenticationFailed("nobody answers the device's nonce")
         self._login.take(wanted, *await self._ask(wanted))
 
-    async def _post(self, connection: HttpConnection, envelope: bytes) -> HttpAnswer:
-        headers = [
-            ("Host", self._host),
-            ("Content-Type", "application/soap+xml;charset=UTF-8"),
-        ]
-        authorization = self._login.authorize("POST", WSMAN_PATH, envelope)
+    async def _post(
+        self, connection: HttpConnection, path: str, headers: Headers, body: bytes
+    ) -> HttpAnswer:
+        headers = [("Host", self._host), *headers]
+        authorization = self._login.authorize("POST", path, body)
         if authorization:
             headers.append(("Authorization", authorization))
         self.facts.exchanges += 1
         try:
-            answer = await connection.post(headers, envelope)
+            answer = await connection.post(headers, body, path)
         except BaseException:
             # Half an answer may still be on its way: this connection is of no more use.
             self._drop()
@@ -357,6 +378,16 @@ class WsmanClient:
             self._connection = None
 
 
+@contextmanager
+def _naming(step: str) -> Iterator[None]:
+    """An error of the device's tells in which step it happened."""
+    try:
+        yield
+    except AmtError as exc:
+        exc.args = (f"{step}: {exc}",)
+        raise
+
+
 def _neither(errors: list[GatewayError]) -> GatewayError:
     """Why no port answered; a refusal of ours says more than any network error."""
     ours = [error for error in errors if not isinstance(error, DeviceUnreachable)]
@@ -369,11 +400,16 @@ def _neither(errors: list[GatewayError]) -> GatewayError:
 
 
 def _check_type(answer: HttpAnswer) -> None:
-    """DeviceAnswerError unless it is an envelope; faults come with 400 and 500, and are some."""
+    """DeviceAnswerError unless it is an envelope; faults come with 400 and 500, and are some.
+
+    WsmanAbsent when there is nothing to answer one.
+    """
     kind = answer.header("content-type").partition(";")[0].strip().lower()
     if 300 <= answer.status < 400:
         target = answer.header("location")[:100]
         raise DeviceAnswerError(f"HTTP {answer.status} redirect to {target!r}, not followed")
+    if answer.status == HTTPStatus.NOT_FOUND and kind not in _SOAP_TYPES:
+        raise WsmanAbsent("HTTP 404: the device has no WS-Man, as AMT 1 and 2")
     if kind not in _SOAP_TYPES:
         raise DeviceAnswerError(
             f"HTTP {answer.status} with {len(answer.body)} bytes of {kind[:60]!r}, expected SOAP"

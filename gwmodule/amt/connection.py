@@ -130,7 +130,7 @@ async def _connect(sock: socket.socket, context: ssl.SSLContext | None) -> HttpC
 
 
 class HttpConnection:
-    """POST to /wsman, one request at a time, for as long as the device keeps it open."""
+    """POST, one request at a time, for as long as the device keeps it open."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -140,6 +140,8 @@ class HttpConnection:
         leaf = tls.getpeercert(binary_form=True) if tls is not None else None
         # SHA-256 of the device's leaf certificate; NO_PIN without TLS.
         self.pin = hashlib.sha256(leaf).digest() if leaf else NO_PIN
+        # As OpenSSL calls it, `TLSv1.2`; empty without TLS.
+        self.tls_version: str = (tls.version() or "") if tls is not None else ""
         self.used = False
 
     @property
@@ -151,7 +153,9 @@ class HttpConnection:
             and not self._writer.is_closing()
         )
 
-    async def post(self, headers: list[tuple[str, str]], body: bytes) -> HttpAnswer:
+    async def post(
+        self, headers: list[tuple[str, str]], body: bytes, path: str = WSMAN_PATH
+    ) -> HttpAnswer:
         """One request and its whole answer. After an error the connection is of no more use.
 
         ConnectionLost before the first byte of an answer, DeviceAnswerError after it: no HTTP, too
@@ -160,7 +164,7 @@ class HttpConnection:
         """
         self.used = True
         length = ("Content-Length", str(len(body)))
-        request = h11.Request(method="POST", target=WSMAN_PATH, headers=[*headers, length])
+        request = h11.Request(method="POST", target=path, headers=[*headers, length])
         data = b"".join(
             self._http.send(event) or b""
             for event in (request, h11.Data(data=body), h11.EndOfMessage())

@@ -49,13 +49,13 @@ class Challenge:
 
 
 class Wanted(NamedTuple):
-    """`count` responses for POSTs to `uri`, for the nonce counts from `nonce_count` on."""
+    """`batch` responses for POSTs to `uri`, for the nonce counts from `nonce_count` on."""
 
     realm: str
     nonce: str
     uri: str
     nonce_count: int
-    count: int
+    batch: int
 
 
 def md5_hex(text: str | bytes) -> str:
@@ -213,9 +213,9 @@ class Authenticator:
     def take(self, wanted: Wanted, cnonce: str, responses: Sequence[bytes]) -> None:
         """The answer to `wanted`; AuthenticationFailed when it is none."""
         right_size = all(len(digest) == 16 for digest in responses)
-        if not 0 < len(responses) <= wanted.count or not right_size:
+        if not 0 < len(responses) <= wanted.batch or not right_size:
             raise AuthenticationFailed(
-                f"{len(responses)} responses from the MSP, expected 1 to {wanted.count}"
+                f"{len(responses)} responses from the MSP, expected 1 to {wanted.batch}"
             )
         if not _CNONCE.fullmatch(cnonce):
             raise AuthenticationFailed("the cnonce from the MSP is not 1 to 64 letters and digits")
@@ -287,15 +287,15 @@ class Responder:
             raise AuthenticationFailed(f"no response is made for {wanted.uri[:60]!r}")
         if not _NONCE.fullmatch(wanted.nonce):
             raise AuthenticationFailed("a nonce is 1 to 255 printable characters, no colon")
-        last = wanted.nonce_count + wanted.count - 1
-        if not (1 <= wanted.count <= MAX_COUNT and 1 <= wanted.nonce_count <= last <= 0xFFFFFFFF):
+        last = wanted.nonce_count + wanted.batch - 1
+        if not (1 <= wanted.batch <= MAX_COUNT and 1 <= wanted.nonce_count <= last <= 0xFFFFFFFF):
             raise AuthenticationFailed(
-                f"{wanted.count} responses from count {wanted.nonce_count} on, "
+                f"{wanted.batch} responses from count {wanted.nonce_count} on, "
                 f"at most {MAX_COUNT} and from 1 on"
             )
-        if wanted.count > self._left:
+        if wanted.batch > self._left:
             raise AuthenticationFailed(f"more than {MAX_RESPONSES} responses for one call")
-        self._left -= wanted.count
+        self._left -= wanted.batch
         cnonce, second = self._cnonce(), ha2("POST", wanted.uri)
         return cnonce, tuple(
             bytes.fromhex(

@@ -10,6 +10,7 @@ never repeated; when its session is lost, its result is dropped and the MSP says
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime
 import json
 import socket
@@ -19,9 +20,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
-from gwmodule.amt.client import WsmanClient
+from gwmodule.amt.client import WsmanAbsent, WsmanClient
 from gwmodule.amt.digest import Wanted
-from gwmodule.amt.functions import Context, find, validate
+from gwmodule.amt.eoi import EoiClient, EoiDevice
+from gwmodule.amt.functions import Arguments, Context, Function, find, validate
 from gwmodule.errors import (
     AuthenticationFailed,
     BadArgument,
@@ -117,7 +119,8 @@ class Calls:
             async with asyncio.timeout_at(started + call.deadline), self._turn(call.mac):
                 client = self._client(session, call, started + call.deadline)
                 async with client:
-                    body = await function.run(client, arguments, self._context(session, call))
+                    context = self._context(session, call)
+                    body = await _execute(function, client, arguments, context)
             code = Code.OK
         except TimeoutError:
             code = Code.DEADLINE
@@ -266,6 +269,24 @@ class _Turn:
         self._users -= 1
         if not self._users:
             self._forget()
+
+
+async def _execute(
+    function: Function, client: WsmanClient, arguments: Arguments, context: Context
+) -> dict[str, Any]:
+    """Run it, over EOI where the device's first answer is that it has no WS-Man.
+
+    Firmware as old as that tells no UUID: it is known by its MAC and its realm only.
+    """
+    try:
+        return await function.run(client, arguments, context)
+    except WsmanAbsent:
+        # What was understood once may have been done, and is not done again in another way.
+        if not function.without_wsman or client.facts.understood:
+            raise
+    return await function.run(
+        EoiDevice(EoiClient(client.post)), arguments, dataclasses.replace(context, uuid=None)
+    )
 
 
 def _arguments(call: Call) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from gwmodule.amt import client as client_module
-from gwmodule.amt.client import WsmanClient
+from gwmodule.amt.client import WsmanAbsent, WsmanClient
 from gwmodule.errors import (
     AmtError,
     AuthenticationFailed,
@@ -270,7 +270,7 @@ _BOMB = b'<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">]><x>&a;</x>'
     [
         (b"HTTP/1.1 302 Found\r\nLocation: http://evil/\r\nContent-Length: 0\r\n\r\n", "redirect"),
         (b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 0\r\n\r\n", "text/html"),
-        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "HTTP 404"),
+        (b"HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n", "HTTP 405"),
         (_HEAD + b"Content-Length: 10485760\r\n\r\n", "10485760 bytes announced"),
         (_CHUNKED + b"100000\r\n" + b"x" * 0x100000 + b"\r\n10\r\n" + b"x" * 16, "maximum 1048576"),
         (_HEAD + b"\r\n" + b"x" * 3 * 1024 * 1024, "maximum 1048576"),
@@ -543,3 +543,24 @@ async def test_plain_is_taken_when_tls_stays_silent(monkeypatch: pytest.MonkeyPa
             assert await client.get(CLS)
     assert client.facts.tls is TlsMode.OFF
     assert client.facts.port == 16992
+
+
+# ---- without WS-Man ---------------------------------------------------------------------------
+
+NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Type: text/html\r\nContent-Length: 0\r\n\r\n"
+
+
+async def test_a_web_server_without_wsman_is_a_typed_error() -> None:
+    async with talking_to(DeviceServer(always(NOT_FOUND))) as client:
+        with pytest.raises(WsmanAbsent, match="Get CIM_Chassis: HTTP 404"):
+            await client.get(CLS)
+    assert not client.facts.understood
+
+
+async def test_another_service_is_posted_to_with_the_same_login() -> None:
+    server = DeviceServer(chassis)
+    async with talking_to(server) as client:
+        answer = await client.post("/wsman", [("SOAPAction", '"x"')], b"<x/>", reads=True)
+    assert answer.status == 200
+    assert server.authorized[0].headers["soapaction"] == '"x"'
+    assert server.authorized[0].body == b"<x/>"

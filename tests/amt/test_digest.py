@@ -1,9 +1,20 @@
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gwmodule.amt import digest
-from gwmodule.amt.digest import Authenticator, Challenge, parse_challenge
+from gwmodule.amt.digest import (
+    ANSWERED_URIS,
+    MAX_COUNT,
+    MAX_RESPONSES,
+    Authenticator,
+    Challenge,
+    Responder,
+    Wanted,
+    parse_challenge,
+)
 from gwmodule.errors import AuthenticationFailed, DeviceAnswerError
 from gwmodule.wire.frames import CredentialMode
 from gwmodule.wire.messages import Credential
@@ -150,3 +161,148 @@ def test_a_challenge_without_qop_is_answered_as_rfc_2069_did() -> None:
     assert f'response="{expected}"' in header
     assert header.endswith('opaque="o"')
     assert "nc=" not in header
+
+
+# ---- mode challenge ---------------------------------------------------------------------------
+
+KEPT = Credential(CredentialMode.CHALLENGE, "admin", HA1, REALM)
+SENT = Credential(CredentialMode.CHALLENGE, "admin", "", REALM)
+NONCE = "bQali2IAAAAAAAAAn0xaWCOcxNsRcEHX"
+
+
+def responder() -> Responder:
+    return Responder(KEPT, cnonce=lambda: "0a4f113b")
+
+
+def asked(login: Authenticator, uri: str = "/wsman") -> Wanted:
+    wanted = login.wanted(uri)
+    assert wanted is not None
+    return wanted
+
+
+def test_responses_from_elsewhere_are_those_that_the_secret_would_have_made() -> None:
+    with_secret = authenticator(Credential(CredentialMode.HA1, "admin", HA1, REALM))
+    without, elsewhere = authenticator(SENT), responder()
+    for login in (with_secret, without):
+        assert login.wanted("/wsman") is None
+        login.challenged([AMT15])
+    for _ in range(MAX_COUNT + 3):
+        if (wanted := without.wanted("/wsman")) is not None:
+            without.take(wanted, *elsewhere.respond(wanted))
+        expected = with_secret.authorize("POST", "/wsman", b"")
+        assert without.authorize("POST", "/wsman", b"") == expected is not None
+    assert with_secret.wanted("/wsman") is None
+
+
+def test_a_new_uri_or_nonce_is_asked_about_and_counts_go_on() -> None:
+    login = authenticator(SENT)
+    login.challenged([AMT15])
+    wanted = asked(login)
+    assert wanted == Wanted(REALM, NONCE, "/wsman", 1, MAX_COUNT)
+    login.take(wanted, *responder().respond(wanted))
+    assert login.authorize("POST", "/RemoteControlService", b"") is None
+    login.authorize("POST", "/wsman", b"")
+    assert asked(login, "/RemoteControlService").nonce_count == 2
+    login.challenged([AMT15.replace("bQ", "cQ")])
+    assert login.authorize("POST", "/wsman", b"") is None
+    assert asked(login)[1:4] == ("cQ" + NONCE[2:], "/wsman", 1)
+
+
+def test_nonces_for_one_request_are_asked_about_few_at_a_time() -> None:
+    login, elsewhere = authenticator(SENT), responder()
+    for number in range(390):
+        login.challenged([AMT15.replace("bQ", f"{number:03}")])
+        wanted = asked(login)
+        assert wanted.batch == (2 if number else MAX_COUNT)
+        login.take(wanted, *elsewhere.respond(wanted))
+        login.authorize("POST", "/wsman", b"")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"realm": "Digest:ELSE"}, f"Digest:ELSE.*{REALM}"),
+        ({"uri": "/RedirectionService"}, "/RedirectionService"),
+        ({"uri": ""}, "no response"),
+        ({"nonce": ""}, "nonce"),
+        ({"nonce": "a:00000001"}, "no colon"),
+        ({"nonce": "n" * 256}, "1 to 255"),
+        ({"batch": 0}, "0 responses"),
+        ({"batch": MAX_COUNT + 1}, "at most 64"),
+        ({"nonce_count": 0}, "count 0"),
+        ({"nonce_count": 0xFFFFFFFF}, "count 4294967295"),
+    ],
+)
+def test_a_question_that_no_device_would_ask_is_refused(
+    change: dict[str, Any], message: str
+) -> None:
+    wanted = Wanted(REALM, NONCE, "/wsman", 1, 2)._replace(**change)
+    with pytest.raises(AuthenticationFailed, match=message) as caught:
+        responder().respond(wanted)
+    assert HA1 not in str(caught.value)
+
+
+def test_one_call_gets_a_bounded_number_of_responses() -> None:
+    elsewhere = responder()
+    for _ in range(MAX_RESPONSES // MAX_COUNT):
+        elsewhere.respond(Wanted(REALM, NONCE, "/wsman", 1, MAX_COUNT))
+    with pytest.raises(AuthenticationFailed, match="more than 1024"):
+        elsewhere.respond(Wanted(REALM, NONCE, "/wsman", 1, 1))
+
+
+@pytest.mark.parametrize("qop", ['qop="auth-int"', "opaque=o"])
+def test_without_qop_auth_there_is_nothing_to_ask_for(qop: str) -> None:
+    login = authenticator(SENT)
+    with pytest.raises(AuthenticationFailed, match="needs digest qop auth"):
+        login.challenged([f'Digest realm="{REALM}", nonce="n", {qop}'])
+
+
+@pytest.mark.parametrize("nonce", ["n" * 256, "a:b"])
+def test_a_nonce_that_the_msp_would_refuse_is_not_sent_to_it(nonce: str) -> None:
+    login = authenticator(SENT)
+    with pytest.raises(AuthenticationFailed, match="nonce of 1 to 255"):
+        login.challenged([f'Digest realm="{REALM}", nonce="{nonce}", qop="auth"'])
+
+
+def test_another_realm_is_not_even_asked_about() -> None:
+    login = authenticator(Credential(CredentialMode.CHALLENGE, "admin", "", "Digest:ELSE"))
+    with pytest.raises(AuthenticationFailed, match="nothing was answered"):
+        login.challenged([AMT15])
+
+
+@pytest.mark.parametrize(
+    ("cnonce", "responses", "message"),
+    [
+        ("c", (), "0 responses"),
+        ("c", (bytes(16),) * (MAX_COUNT + 1), "expected 1 to 64"),
+        ("c", (bytes(15),), "1 responses"),
+        ("", (bytes(16),), "cnonce"),
+        ('c", x="', (bytes(16),), "cnonce"),
+    ],
+)
+def test_an_answer_that_is_none_is_refused(
+    cnonce: str, responses: tuple[bytes, ...], message: str
+) -> None:
+    login = authenticator(SENT)
+    login.challenged([AMT15])
+    with pytest.raises(AuthenticationFailed, match=message):
+        login.take(asked(login), cnonce, responses)
+
+
+@given(
+    st.builds(
+        Wanted,
+        st.sampled_from([REALM]) | st.text(),
+        st.text(),
+        st.sampled_from(["/wsman", "/RedirectionService"]) | st.text(),
+        st.integers(0, 2**32 - 1),
+        st.integers(0, 255),
+    )
+)
+def test_any_question_is_answered_or_refused(wanted: Wanted) -> None:
+    try:
+        _, responses = responder().respond(wanted)
+    except AuthenticationFailed:
+        return
+    assert (wanted.realm, len(responses)) == (REALM, wanted.batch)
+    assert wanted.uri in ANSWERED_URIS

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -15,11 +16,12 @@ import pytest
 
 from gwmodule.amt import digest
 from gwmodule.amt.functions import CATALOGUE, Function
-from gwmodule.errors import Code, PolicyRefused
+from gwmodule.errors import Code, LinkLost, PolicyRefused
 from gwmodule.msp.session import Session
 from gwmodule.relay.calls import MAX_CALLS, Calls
 from gwmodule.sim.device import ANY_PORTS, SimulatedDevice
 from gwmodule.sim.machine import Machine
+from gwmodule.sim.profiles import PROFILES, Mischief
 from gwmodule.telemetry import Counters
 from gwmodule.uplink.dialer import GatewaySession
 from gwmodule.wire.events import (
@@ -28,9 +30,18 @@ from gwmodule.wire.events import (
     ChannelWritable,
     Event,
     MessageReceived,
+    SessionReset,
 )
 from gwmodule.wire.frames import CredentialMode, TlsMode
-from gwmodule.wire.messages import Call, Cancel, Credential, Progress, Result
+from gwmodule.wire.messages import (
+    Call,
+    Cancel,
+    Challenge,
+    Credential,
+    Progress,
+    Responses,
+    Result,
+)
 from tests.uplink.peers import peers, until
 
 ADDRESS = IPv4Address("192.0.2.7")
@@ -67,6 +78,10 @@ class Home:
         match event:
             case MessageReceived(Call() as call):
                 self.calls.start(session, call)
+            case MessageReceived(Responses() as responses):
+                self.calls.responded(session, responses)
+            case SessionReset():
+                self.calls.session_over(session)
             case MessageReceived(Cancel(number)):
                 self.calls.cancel(session, number)
             case ChannelAccepted(channel) | ChannelWritable(channel):
@@ -78,8 +93,9 @@ class Home:
 
 
 @contextlib.asynccontextmanager
-async def home(directory: Path) -> AsyncIterator[tuple[Home, Session]]:
-    machine = Machine(UUID_1, PASSWORD, now=asyncio.get_running_loop().time())
+async def home(directory: Path, profile: str = "amt12") -> AsyncIterator[tuple[Home, Session]]:
+    now = asyncio.get_running_loop().time()
+    machine = Machine(UUID_1, PASSWORD, now=now, profile=PROFILES[profile])
     machine.activate()
     device = SimulatedDevice("127.0.0.1", machine, ports=ANY_PORTS)
     async with device, peers(directory) as msp:
@@ -104,17 +120,17 @@ async def ask(
     deadline: float = 10.0,
     arguments: Any = None,
     on_progress: Any = None,
+    mode: CredentialMode = CredentialMode.HA1,
+    realm: str = "",
 ) -> tuple[Code, Any, Result]:
-    realm = device.machine.realm
+    realm = realm or device.machine.realm
     result = await session.call(
         function=function,
         arguments=json.dumps(arguments or {}).encode(),
         address=ADDRESS,
         mac=MAC,
         uuid=uuid,
-        credential=Credential(
-            CredentialMode.HA1, "admin", digest.ha1("admin", realm, password), realm
-        ),
+        credential=Credential(mode, "admin", digest.ha1("admin", realm, password), realm),
         tls=TlsMode.OFF,
         deadline=deadline,
         on_progress=on_progress,
@@ -287,3 +303,195 @@ async def test_progress_and_a_large_result_arrive(
         assert code is Code.OK
         assert body["records"] == records
         assert [(p.done, p.total, p.step) for p in heard] == [(1, 2, "half")]
+
+
+# ---- mode challenge ---------------------------------------------------------------------------
+
+CHALLENGE = CredentialMode.CHALLENGE
+
+
+def heard(monkeypatch: pytest.MonkeyPatch, made: Home) -> list[Call | Responses]:
+    """Everything about credentials that reaches the gateway from now on."""
+    messages: list[Call | Responses] = []
+    start, responded = made.calls.start, made.calls.responded
+
+    def on_call(session: Any, call: Call) -> None:
+        messages.append(call)
+        start(session, call)
+
+    def on_responses(session: Any, responses: Responses) -> None:
+        messages.append(responses)
+        responded(session, responses)
+
+    monkeypatch.setattr(made.calls, "start", on_call)
+    monkeypatch.setattr(made.calls, "responded", on_responses)
+    return messages
+
+
+async def test_in_mode_challenge_one_answer_serves_a_whole_inventory_and_no_secret_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with home(tmp_path) as (made, session):
+        messages = heard(monkeypatch, made)
+        code, _, result = await ask(session, made.device, "inventory.get", mode=CHALLENGE)
+        assert code is Code.OK
+        assert result.exchanges > 10
+        call, responses = messages
+        assert isinstance(call, Call)
+        assert (call.credential.mode, call.credential.secret) == (CHALLENGE, "")
+        assert isinstance(responses, Responses)
+        assert len(responses.responses) == digest.MAX_COUNT
+
+
+async def test_in_mode_challenge_nonces_of_single_use_are_asked_about_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm = dataclasses.replace(PROFILES["flaky"], mischief=Mischief(single_use=True))
+    monkeypatch.setitem(PROFILES, "single-use", calm)
+    async with home(tmp_path, "single-use") as (made, session):
+        messages = heard(monkeypatch, made)
+        code, _, _ = await ask(session, made.device, "identity.get", mode=CHALLENGE)
+        assert code is Code.OK
+        assert len(messages) > 4
+
+
+@pytest.mark.parametrize("function", ["power.get", "power.set"])
+async def test_in_mode_challenge_a_wrong_password_is_said_and_tried_once(
+    tmp_path: Path, function: str
+) -> None:
+    async with home(tmp_path) as (made, session):
+        arguments = {"state": "off"} if function == "power.set" else {}
+        code, _, result = await ask(
+            session,
+            made.device,
+            function,
+            password="wrong",
+            mode=CHALLENGE,
+            arguments=arguments,
+        )
+        assert code is Code.AUTHENTICATION
+        assert result.exchanges == 2
+        assert made.device.machine.power_requests == 0
+
+
+async def test_in_mode_challenge_another_realm_is_not_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with home(tmp_path) as (made, session):
+        messages = heard(monkeypatch, made)
+        code, body, _ = await ask(
+            session, made.device, "power.get", mode=CHALLENGE, realm="Digest:OLD"
+        )
+        assert code is Code.AUTHENTICATION
+        assert "Digest:OLD" in body["error"]
+        assert made.device.machine.realm in body["error"]
+        assert len(messages) == 1
+
+
+async def test_the_msp_refuses_what_a_hostile_gateway_asks_and_the_call_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with home(tmp_path) as (made, session):
+        honest = made.calls._ask
+
+        async def hostile(session: Any, challenge: Challenge) -> Responses:
+            challenge.uri = "/RedirectionService"
+            return await honest(session, challenge)
+
+        monkeypatch.setattr(made.calls, "_ask", hostile)
+        code, body, _ = await ask(session, made.device, "power.get", mode=CHALLENGE)
+        assert code is Code.AUTHENTICATION
+        assert "/RedirectionService" in body["error"]
+        assert body["error"].startswith("Get ")
+
+
+async def test_the_msp_answers_no_nonce_for_a_call_of_another_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def curious(client: Any, arguments: Any, context: Any) -> Any:
+        ((gateway_session, number),) = made.calls._running
+        asked = Challenge(number, made.device.machine.realm, "n", "/wsman", 1, 1)
+        return {"reason": (await made.calls._ask(gateway_session, asked)).reason}
+
+    stub(monkeypatch, curious)
+    async with home(tmp_path) as (made, session):
+        code, body, _ = await ask(session, made.device, "test.stub")
+        assert (code, body["reason"]) == (Code.OK, "this call is not in mode challenge")
+
+
+async def test_an_msp_that_never_answers_a_nonce_costs_the_call_its_deadline_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with home(tmp_path) as (made, session):
+        monkeypatch.setattr(session, "_on_challenge", lambda asked: None)
+        code, body, _ = await ask(session, made.device, "power.get", mode=CHALLENGE, deadline=0.3)
+        assert code is Code.DEADLINE
+        assert body["error"].startswith("Get ")
+        assert len(made.calls) == 0
+
+
+async def test_a_call_that_waits_for_an_answer_ends_with_its_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with home(tmp_path) as (made, session):
+        seen: list[Challenge] = []
+        monkeypatch.setattr(session, "_on_challenge", seen.append)
+        waiting = asyncio.ensure_future(  # noqa: TID251
+            ask(session, made.device, "power.get", mode=CHALLENGE)
+        )
+        await until(lambda: seen)
+        session.end(Code.SESSION_LOST, "the test says so")
+        with pytest.raises(LinkLost, match="outcome unknown"):
+            await waiting
+        await until(lambda: len(made.calls) == 0)
+        assert made.counters["results_dropped"] == 1
+
+
+# ---- AMT 1 and 2, without WS-Man --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [CredentialMode.HA1, CHALLENGE])
+async def test_power_of_a_pc_without_wsman_is_read_and_changed(
+    tmp_path: Path, mode: CredentialMode
+) -> None:
+    async with home(tmp_path, "amt2") as (made, session):
+        code, body, _ = await ask(session, made.device, "power.get", mode=mode)
+        assert (code, body["power_state_name"]) == (Code.OK, "on")
+        code, body, _ = await ask(
+            session, made.device, "power.set", mode=mode, arguments={"state": "off"}
+        )
+        assert (code, body["identified_by"]) == (Code.OK, "mac")
+        assert made.device.machine.power_requests == 1
+        code, body, _ = await ask(session, made.device, "power.get", mode=mode)
+        assert (code, body["power_state_name"]) == (Code.OK, "off")
+
+
+async def test_what_needs_wsman_says_so_on_a_pc_without_it(tmp_path: Path) -> None:
+    async with home(tmp_path, "amt2") as (made, session):
+        for function in ("inventory.get", "eventlog.get"):
+            code, body, _ = await ask(session, made.device, function)
+            assert (code, body["kind"]) == (Code.NOT_SUPPORTED, "WsmanAbsent")
+            assert "no WS-Man" in body["error"]
+
+
+async def test_with_wsman_the_uuid_identifies_the_pc(tmp_path: Path) -> None:
+    async with home(tmp_path) as (made, session):
+        code, body, _ = await ask(session, made.device, "power.set", arguments={"state": "off"})
+        assert (code, body["identified_by"]) == (Code.OK, "uuid")
+
+
+async def test_a_wsman_that_disappears_in_a_call_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function = CATALOGUE["power.set"]
+
+    async def half(client: Any, arguments: Any, context: Any) -> Any:
+        await client.get("CIM_AssociatedPowerManagementService")
+        made.device.machine.profile = PROFILES["amt2"]
+        return await function.run(client, arguments, context)
+
+    monkeypatch.setitem(CATALOGUE, "power.set", dataclasses.replace(function, run=half))
+    async with home(tmp_path) as (made, session):
+        code, body, _ = await ask(session, made.device, "power.set", arguments={"state": "off"})
+        assert (code, body["kind"]) == (Code.NOT_SUPPORTED, "WsmanAbsent")
+        assert made.device.machine.power_requests == 0

@@ -25,13 +25,18 @@ async def device_uuid(client: Wsman) -> UUID:
     return _uuid(binary(text(output, "UUID"), "UUID"), "UUID")
 
 
-async def require_identity(client: Wsman, context: Context) -> None:
-    """IdentityMismatch when another device answers at this address than the call is for."""
+async def require_identity(client: Wsman, context: Context) -> str:
+    """IdentityMismatch when another device answers at this address than the call is for.
+
+    "uuid" when the device's own was compared; "mac" when there was none to compare, and all that is
+    known is what the gateway's policy and the login's realm have checked.
+    """
     if context.uuid is None:
-        return
+        return "mac"
     found = await device_uuid(client)
     if found != context.uuid:
         raise IdentityMismatch(f"the device is {found}, the call is for {context.uuid}")
+    return "uuid"
 
 
 def _uuid(data: bytes, name: str) -> UUID:

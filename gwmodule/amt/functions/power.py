@@ -112,7 +112,7 @@ async def request_power(client: Wsman, state: int, context: Context) -> None:
 
 async def power_set(client: Wsman, arguments: Arguments, context: Context) -> Result:
     wanted, wait = arguments["state"], arguments["wait"]
-    await require_identity(client, context)
+    identified_by = await require_identity(client, context)
     released = 0
     if wanted in ENDS_SESSIONS:
         released = context.release_redirection(f"power action by {arguments['by'] or 'the MSP'}")
@@ -121,6 +121,7 @@ async def power_set(client: Wsman, arguments: Arguments, context: Context) -> Re
     await request_power(client, wanted, context)
     result: Result = {
         **named("requested", wanted, REQUEST_NAMES),
+        "identified_by": identified_by,
         "released_streams": released,
         **named("power_state", None, POWER_STATES),
         "verified": False,
@@ -151,6 +152,7 @@ FUNCTIONS = (
             _STATE,
             Field("available", Kind.LIST, "requests that power.set can make now: state, name"),
         ),
+        without_wsman=True,
     ),
     Function(
         "power.set",
@@ -172,10 +174,17 @@ FUNCTIONS = (
         ),
         (
             Field("requested", Kind.CHOICE, "what the device was asked for", choices=REQUEST_NAMES),
+            Field(
+                "identified_by",
+                Kind.TEXT,
+                "uuid: the device's own was checked; mac: it has none to ask for (AMT 1, 2), or "
+                "none was known",
+            ),
             Field("released_streams", Kind.INTEGER, "own redirection streams closed for it"),
             _STATE,
             Field("verified", Kind.BOOLEAN, "whether the new state was seen within `wait`"),
         ),
         changes_state=True,
+        without_wsman=True,
     ),
 )

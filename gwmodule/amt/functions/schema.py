@@ -198,7 +198,10 @@ Run: TypeAlias = Callable[[Wsman, Arguments, Context], Awaitable[Result]]
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """One entry of the catalogue. `changes_state`: must never be repeated by software."""
+    """One entry of the catalogue.
+
+    `changes_state`: must never be repeated by software. `without_wsman`: works on AMT 1 and 2 too.
+    """
 
     name: str
     summary: str
@@ -206,6 +209,7 @@ class Function:
     arguments: tuple[Argument, ...] = ()
     result: tuple[Field, ...] = ()
     changes_state: bool = False
+    without_wsman: bool = False
 
     def as_json(self) -> Result:
         return {
