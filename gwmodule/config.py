@@ -7,6 +7,7 @@ misspelt security setting that is silently ignored is worse than a service that 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tomllib
 import types
@@ -21,6 +22,8 @@ from gwmodule.errors import ConfigError
 MAX_FILE = 64 * 1024  # A gateway's configuration is under 2 KiB; more is a wrong file.
 
 RUNTIME_DIRECTORY = "/run/gwmodule"
+# Settings of [tls], and what the unit calls these files.
+CREDENTIALS = {"key": "gateway.key", "certificate": "gateway.crt", "cafile": "ca.crt"}
 
 
 def setting(
@@ -121,7 +124,9 @@ class LanConfig:
 @dataclass(frozen=True, slots=True)
 class CaptureConfig:
     enabled: bool = True
-    socket: str = f"{RUNTIME_DIRECTORY}/capture.sock"
+    # In a directory of its own: the capture runs as another user, and must not have to trust what
+    # the relay can put beside it.
+    socket: str = f"{RUNTIME_DIRECTORY}-capture/capture.sock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +285,21 @@ def _check(config: Config, path: str) -> None:
     shared = bool(config.uplink.interface) and config.uplink.interface in config.lan.interface
     if config.deployment == "gateway" and shared:
         raise ConfigError(path, "uplink.interface", "is also a LAN interface")
+
+
+def with_credentials(config: Config, directory: Path) -> Config:
+    """The configuration with key, certificate and CA from `directory`, as far as they are there.
+
+    For systemd's LoadCredential=, whose copies only the service can read. An empty file is none:
+    that is what a unit gives for one that does not exist.
+    """
+    tls = config.tls
+    for setting_name, name in CREDENTIALS.items():
+        path = directory / name
+        with contextlib.suppress(OSError):
+            if path.stat().st_size:
+                tls = dataclasses.replace(tls, **{setting_name: str(path)})
+    return dataclasses.replace(config, tls=tls)
 
 
 def split_address(text: str) -> tuple[str, int]:

@@ -36,6 +36,7 @@ class ControlServer:
         self._path = Path(path)
         self._verbs = verbs
         self._log = EventLog("gwmodule.control")
+        self.listening = asyncio.Event()
 
     async def run(self) -> None:
         """Serve until cancelled. OSError when the socket cannot be made."""
@@ -50,6 +51,7 @@ class ControlServer:
             )
         finally:
             os.umask(before)
+        self.listening.set()
         try:
             async with server:
                 await server.serve_forever()

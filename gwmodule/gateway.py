@@ -26,10 +26,11 @@ from gwmodule.amt.presence import probe
 from gwmodule.config import Config
 from gwmodule.control import ControlServer
 from gwmodule.devices import Devices
-from gwmodule.errors import Code
+from gwmodule.errors import Code, GatewayError
 from gwmodule.lan.leases import MAX_FILE, LeaseFile
 from gwmodule.lan.model import LanAddressesChanged, LanEvent, NeighbourChanged, WanChanged
 from gwmodule.lan.netlink import LanWatcher
+from gwmodule.notify import Notifier
 from gwmodule.privileges import drop_all_capabilities
 from gwmodule.relay.calls import Calls
 from gwmodule.relay.capture_client import CaptureClient
@@ -108,14 +109,15 @@ class Relay:
         self._streams: Streams
         self._calls: Calls
 
-    async def run(self) -> None:
-        """Until cancelled."""
+    async def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Until cancelled. `ready` is called once the control socket answers; a link may not be up
+        for long after, and a router without WAN has to boot."""
         try:
-            await self._run()
+            await self._run(ready)
         finally:
             self._streams.close()
 
-    async def _run(self) -> None:
+    async def _run(self, ready: Callable[[], None]) -> None:
         async with asyncio.TaskGroup() as tasks:
             self._dialer = Dialer(self._config, self, tasks, self._rng)
             self._streams = Streams(
@@ -142,6 +144,8 @@ class Relay:
             if self._config.probe.enabled:
                 tasks.create_task(self._prober.run(), name="probe")
             tasks.create_task(self._dialer.run(), name="dialer")
+            await self._control.listening.wait()
+            ready()
 
     def reconnect(self, reason: str) -> None:
         self._dialer.reconnect(reason)
@@ -353,37 +357,87 @@ class Relay:
         return {"dialling": True}
 
 
-def run_relay(config: Config) -> int:
-    """The relay's main: 0 after SIGTERM or SIGINT."""
+def run_relay(config: Config, reload: Callable[[], Config]) -> int:
+    """The relay's main: 0 after SIGTERM or SIGINT; SIGHUP goes on with what `reload` returns."""
     drop_all_capabilities()
-    return asyncio.run(_main(config))
+    return asyncio.run(_Process(config, reload).run())
 
 
-async def _main(config: Config) -> int:
-    relay = Relay(config, random.Random())
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - a coroutine under asyncio.run has one
-    stopping = False
+class _Process:
+    """Signals, and what the service manager is told."""
 
-    def stop() -> None:
-        nonlocal stopping
-        stopping = True
+    def __init__(self, config: Config, reload: Callable[[], Config]) -> None:
+        self._config = config
+        self._reload = reload
+        self._notifier = Notifier(os.environ)
+        self._log = EventLog("gwmodule.relay")
+        self._stopping = False
+        self._reloading = False
+        self._relay: Relay
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine under asyncio.run has one
+        handlers: dict[signal.Signals, Callable[[], None]] = {
+            signal.SIGTERM: lambda: self._stop(task),
+            signal.SIGINT: lambda: self._stop(task),
+            signal.SIGHUP: lambda: self._begin_reload(task),
+            signal.SIGUSR1: lambda: self._relay.reconnect("SIGUSR1"),
+        }
+        self._relay = Relay(self._config, random.Random())
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+        self._notifier.feed_watchdog()
+        try:
+            while not self._stopping:
+                await self._serve(task)
+        finally:
+            self._notifier.close()
+        return 0
+
+    async def _serve(self, task: asyncio.Task[Any]) -> None:
+        """One relay, until a signal ends it."""
+        try:
+            await self._relay.run(lambda: self._ready("running"))
+        except asyncio.CancelledError:
+            if not (self._stopping or self._reloading):
+                raise
+            # Taken note of here, or the next await of this task would be cancelled too.
+            while task.uncancel():
+                pass
+        if self._reloading:
+            self._reloading = False
+            self._relay = Relay(self._config, random.Random())
+
+    def _ready(self, status: str) -> None:
+        self._notifier.ready(f"{status}, MSP {', '.join(self._config.msp.address)}")
+
+    def _stop(self, task: asyncio.Task[Any]) -> None:
+        self._stopping = True
+        self._notifier.stopping()
         task.cancel()
 
-    handlers: dict[signal.Signals, Callable[[], None]] = {
-        signal.SIGTERM: stop,
-        signal.SIGINT: stop,
-        signal.SIGUSR1: lambda: relay.reconnect("SIGUSR1"),
-    }
-    for number, handler in handlers.items():
-        loop.add_signal_handler(number, handler)
-    try:
-        await relay.run()
-    except asyncio.CancelledError:
-        if not stopping:
-            raise
-    return 0
+    def _begin_reload(self, task: asyncio.Task[Any]) -> None:
+        """A configuration that cannot be used changes nothing; neither does the same again."""
+        if self._stopping or self._reloading:
+            return
+        self._notifier.reloading()
+        try:
+            config = self._reload()
+        except GatewayError as exc:
+            self._log.error("reload_failed", reason=exc)
+            self._ready(f"running with the old configuration ({exc})")
+            return
+        if config == self._config:
+            self._log.info("reload_unchanged")
+            self._relay.reconnect("SIGHUP")
+            self._ready("running")
+            return
+        self._log.info("reload")
+        self._config = config
+        self._reloading = True
+        task.cancel()
 
 
 def _process_start() -> float:

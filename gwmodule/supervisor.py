@@ -51,7 +51,7 @@ def supervise(names: list[str], config: str) -> int:
     """Until SIGTERM or SIGINT; 78 when a service says that its configuration is bad."""
     services = [_Service(name, config) for name in names]
     stopping = False
-    signals = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD}
+    signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD}
     # Blocked and waited for: no handler runs in the middle of anything.
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     status = 0
@@ -64,8 +64,8 @@ def supervise(names: list[str], config: str) -> int:
         timeout = min(max(wake_at - now, 0.0), 3600.0)
         received = signal.sigtimedwait(signals, timeout)
         number = received.si_signo if received is not None else None
-        if number == signal.SIGUSR1:
-            _forward(services, signal.SIGUSR1)
+        if number in (signal.SIGHUP, signal.SIGUSR1):
+            _forward(services, number)
         elif number in (signal.SIGTERM, signal.SIGINT):
             stopping = True
         for service in services:

@@ -26,7 +26,7 @@ INIT_OPTIONS = ("enabled", "network", "provisionserver", "zone")
 # OpenWrt has /var/run, in RAM, and the jails of the two services mount these folders.
 OPENWRT = {
     "control": {"socket": "/var/run/gwmodule/control.sock"},
-    "capture": {"socket": "/var/run/gwmodule/capture/capture.sock"},
+    "capture": {"socket": "/var/run/gwmodule-capture/capture.sock"},
 }
 
 # libuci's own words (util.c, uci_validate_type and uci_validate_str).

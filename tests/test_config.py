@@ -16,6 +16,7 @@ from gwmodule.config import (
     load,
     parse,
     split_address,
+    with_credentials,
 )
 from gwmodule.errors import ConfigError
 
@@ -187,3 +188,12 @@ def test_a_bad_interface_name_is_reported_under_its_own_key() -> None:
     for table in ("lan", "uplink"):
         with pytest.raises(ConfigError, match=f"{table}.interface: 'no such name'"):
             parse({table: {"interface": "no such name"}})
+
+
+def test_credentials_replace_what_they_hold_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "gateway.key").write_text("key")
+    # What the unit gives for a file that does not exist.
+    (tmp_path / "gateway.crt").write_text("")
+    tls = with_credentials(Config(), tmp_path).tls
+    assert tls.key == str(tmp_path / "gateway.key")
+    assert (tls.certificate, tls.cafile) == (Config().tls.certificate, Config().tls.cafile)

@@ -55,6 +55,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gwmodule.capture.sniffer",
         "gwmodule.lan.facts",
         "gwmodule.lan.netlink",
+        "gwmodule.notify",
         "gwmodule.privileges",
         "gwmodule.telemetry",
         "gwmodule.uplink.link",

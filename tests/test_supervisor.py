@@ -18,6 +18,7 @@ log = open(os.path.join(path, "log"), "a", buffering=1)
 def note(text):
     log.write(f"{{name}} {{os.getpid()}} {{text}}\\n")
 signal.signal(signal.SIGUSR1, lambda *_: note("usr1"))
+signal.signal(signal.SIGHUP, lambda *_: note("hup"))
 def stop(*_):
     note("stopped")
     sys.exit(0)
@@ -87,12 +88,13 @@ def test_sigterm_stops_the_services_first(supervised: Supervised) -> None:
     }
 
 
-def test_sigusr1_reaches_the_relay_alone(supervised: Supervised) -> None:
+@pytest.mark.parametrize("name", ["usr1", "hup"])
+def test_a_signal_for_the_relay_reaches_the_relay_alone(supervised: Supervised, name: str) -> None:
     supervised.wait("relay", "started")
     supervised.wait("capture", "started")
-    supervised.process.send_signal(signal.SIGUSR1)
-    supervised.wait("relay", "usr1")
-    assert ["capture", "usr1"] not in [[n, t] for n, _, t in supervised.lines()]
+    supervised.process.send_signal(getattr(signal, f"SIG{name.upper()}"))
+    supervised.wait("relay", name)
+    assert ["capture", name] not in [[n, t] for n, _, t in supervised.lines()]
 
 
 def test_no_service_outlives_a_killed_supervisor(supervised: Supervised) -> None:

@@ -60,7 +60,7 @@ def test_sockets_are_where_openwrt_and_the_jails_have_them() -> None:
     assert read("").control.socket == "/var/run/gwmodule/control.sock"
     moved = read("config control\n option socket '/tmp/x.sock'\n")
     assert moved.control.socket == "/tmp/x.sock"
-    assert moved.capture.socket == "/var/run/gwmodule/capture/capture.sock"
+    assert moved.capture.socket == "/var/run/gwmodule-capture/capture.sock"
 
 
 def test_one_option_is_a_list_of_one() -> None:

@@ -46,6 +46,7 @@ from gwmodule.capture.packet import Packet
 from gwmodule.capture.sniffer import Sniffer
 from gwmodule.config import Config
 from gwmodule.errors import CaptureError, ConfigError
+from gwmodule.notify import Notifier
 from gwmodule.privileges import drop_all_capabilities
 from gwmodule.wire.notices import Observation
 
@@ -414,10 +415,15 @@ async def _serve(service: CaptureService) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     service.start()
+    notifier = Notifier(os.environ)
+    notifier.feed_watchdog()
+    notifier.ready("capturing")
     try:
         await stopped.wait()
+        notifier.stopping()
     finally:
         service.stop()
+        notifier.close()
 
 
 def main(config: Config, allowed_users: frozenset[int] = frozenset()) -> int:

@@ -23,6 +23,7 @@ from gwmodule.msp.pki import Authority
 from gwmodule.msp.registry import Registry
 from gwmodule.msp.session import Sessions
 from gwmodule.msp.subprotocol import first_leaf
+from gwmodule.notify import Notifier
 from gwmodule.telemetry import EventLog
 
 
@@ -95,6 +96,7 @@ async def _run_until_signal(
     )
     await runner.setup()
     stop = asyncio.Event()
+    notifier = Notifier(os.environ)
     api_socket: socket.socket | None = None
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -113,10 +115,14 @@ async def _run_until_signal(
                 version=__version__,
                 pid=os.getpid(),
             )
+            notifier.feed_watchdog()
+            notifier.ready(f"gateways on {options.host}:{listener.port}")
             await stop.wait()
+            notifier.stopping()
             await runner.cleanup()
             gateways.cancel()
     finally:
+        notifier.close()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         await runner.cleanup()

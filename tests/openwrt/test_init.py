@@ -86,7 +86,7 @@ def test_a_good_configuration_is_two_jailed_instances(box: Box) -> None:
             "jail": {
                 "name": "gwmodule-capture",
                 "flags": ["log", "procfs"],
-                "mount": MOUNTS | {"/var/run/gwmodule/capture": "rw"},
+                "mount": MOUNTS | {"/var/run/gwmodule-capture": "rw"},
             },
         },
     }

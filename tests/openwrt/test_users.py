@@ -49,13 +49,14 @@ def router(packages: dict[str, Ipk]) -> Iterator[Path]:
         launcher.write_text(launcher.read_text().replace('"/usr/lib/gwmodule"', private))
         for path in root.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        (root / "run/capture").mkdir(parents=True)
+        (root / "run").mkdir()
+        (root / "run-capture").mkdir()
         os.chown(root / "run", RELAY, GROUP)
-        os.chown(root / "run/capture", CAPTURE, GROUP)
-        (root / "run/capture").chmod(0o750)
+        os.chown(root / "run-capture", CAPTURE, GROUP)
+        (root / "run-capture").chmod(0o750)
         config = root / "gwmodule"
         text = CONFIG.format(folder=root / "run", capture=1)
-        config.write_text(text.replace("run/capture.sock", "run/capture/capture.sock"))
+        config.write_text(text.replace("run/capture.sock", "run-capture/capture.sock"))
         os.chown(config, 0, GROUP)
         config.chmod(0o640)
         yield root
