@@ -31,7 +31,7 @@ from gwmodule.lan.leases import MAX_FILE, LeaseFile
 from gwmodule.lan.model import LanAddressesChanged, LanEvent, NeighbourChanged, WanChanged
 from gwmodule.lan.netlink import LanWatcher
 from gwmodule.notify import Notifier
-from gwmodule.privileges import drop_all_capabilities
+from gwmodule.privileges import drop_all_capabilities, forbid_core_dumps
 from gwmodule.relay.calls import Calls
 from gwmodule.relay.capture_client import CaptureClient
 from gwmodule.relay.dial import LanDialer
@@ -360,6 +360,7 @@ class Relay:
 def run_relay(config: Config, reload: Callable[[], Config]) -> int:
     """The relay's main: 0 after SIGTERM or SIGINT; SIGHUP goes on with what `reload` returns."""
     drop_all_capabilities()
+    forbid_core_dumps()
     return asyncio.run(_Process(config, reload).run())
 
 

@@ -1,4 +1,4 @@
-"""Give up every privilege the process was started with, for good.
+"""Give up every privilege the process was started with, for good, and leave no memory behind.
 
 The capture service needs CAP_NET_RAW until its sockets are open and the relay needs none at all;
 both parse what strangers send, so neither keeps anything that a fault in a parser could be turned
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 
 # linux/prctl.h and linux/capability.h
+_PR_SET_DUMPABLE = 4
 _PR_CAPBSET_READ = 23
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
@@ -46,6 +48,17 @@ def drop_all_capabilities() -> None:
     header = _Header(_LINUX_CAPABILITY_VERSION_3, 0)
     nothing = (_Data * 2)()  # Version 3 has 64 bits per set, in two structures.
     _check(libc.capset(ctypes.byref(header), ctypes.byref(nothing)))
+
+
+def forbid_core_dumps() -> None:
+    """For processes whose memory holds keys and logins of devices; OSError when that fails.
+
+    The limit alone does not stop a dump into a pipe (core(5)). Not dumpable also means that no
+    other process of the same user may attach. Call this after capabilities were given up: that
+    may set the flag anew (prctl(2)).
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _prctl(ctypes.CDLL(None, use_errno=True), _PR_SET_DUMPABLE, 0)
 
 
 def _empty_bounding_set(libc: ctypes.CDLL) -> None:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +49,27 @@ def test_nothing_is_left_and_nothing_comes_back() -> None:
 )
 def test_with_the_privilege_to_do_so_the_bounding_set_is_emptied_too() -> None:
     assert int(after_drop()["CapBnd"], 16) == 0
+
+
+_CRASH = """
+import ctypes, os, resource
+from gwmodule.privileges import drop_all_capabilities, forbid_core_dumps
+drop_all_capabilities()
+forbid_core_dumps()
+dumpable = ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)
+print(dumpable, *resource.getrlimit(resource.RLIMIT_CORE), flush=True)
+os.abort()
+"""
+
+
+def test_a_crash_leaves_no_core(tmp_path: Path) -> None:
+    crashed = subprocess.run(
+        [sys.executable, "-c", _CRASH],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert crashed.returncode == -signal.SIGABRT
+    assert crashed.stdout.split() == ["0", "0", "0"]
+    assert list(tmp_path.iterdir()) == []

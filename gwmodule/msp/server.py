@@ -24,6 +24,7 @@ from gwmodule.msp.registry import Registry
 from gwmodule.msp.session import Sessions
 from gwmodule.msp.subprotocol import first_leaf
 from gwmodule.notify import Notifier
+from gwmodule.privileges import forbid_core_dumps
 from gwmodule.telemetry import EventLog
 
 
@@ -44,6 +45,7 @@ def wall_clock() -> float:
 
 def run(options: ServerOptions) -> None:
     """Serve until SIGTERM or SIGINT. ConfigError and RegistryError before anything listens."""
+    forbid_core_dumps()
     try:
         import uvloop
     except ImportError:
