@@ -1,13 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import json
-import socket
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -16,126 +11,19 @@ import pytest
 
 from gwmodule.amt import digest
 from gwmodule.amt.functions import CATALOGUE, Function
-from gwmodule.errors import Code, LinkLost, PolicyRefused
-from gwmodule.msp.session import Session
-from gwmodule.relay.calls import MAX_CALLS, Calls
-from gwmodule.sim.device import ANY_PORTS, SimulatedDevice
-from gwmodule.sim.machine import Machine
+from gwmodule.errors import Code, LinkLost
+from gwmodule.relay.calls import MAX_CALLS
 from gwmodule.sim.profiles import PROFILES, Mischief
-from gwmodule.telemetry import Counters
-from gwmodule.uplink.dialer import GatewaySession
-from gwmodule.wire.events import (
-    ChannelAccepted,
-    ChannelEnded,
-    ChannelWritable,
-    Event,
-    MessageReceived,
-    SessionReset,
-)
 from gwmodule.wire.frames import CredentialMode, TlsMode
 from gwmodule.wire.messages import (
     Call,
     Cancel,
     Challenge,
-    Credential,
     Progress,
     Responses,
-    Result,
 )
-from tests.uplink.peers import peers, until
-
-ADDRESS = IPv4Address("192.0.2.7")
-MAC = b"\x02\0\0\0\0\x07"
-UUID_1 = UUID("55e3ae13-bfd2-61bb-17a0-88aedd7037ea")
-PASSWORD = "P@ssw0rd"
-
-
-@dataclass
-class Home:
-    """A gateway that has nothing but calls, and one simulated PC behind it."""
-
-    device: SimulatedDevice
-    calls: Calls = field(init=False)
-    counters: Counters = field(default_factory=Counters)
-    up: int = 0
-    forbidden: bool = False
-    dialled: int = 0
-
-    async def dial(self, address: IPv4Address, port: int, mac: bytes) -> socket.socket:
-        self.dialled += 1
-        if self.forbidden:
-            raise PolicyRefused("other-mac", f"{address} has another MAC")
-        ports = {16992: self.device.ports.wsman, 16993: self.device.ports.wsman_tls}
-        sock = socket.socket()
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", ports[port]))
-        return sock
-
-    def session_up(self, session: GatewaySession, fresh: bool) -> None:
-        self.up += 1
-
-    def session_event(self, session: GatewaySession, event: Event) -> None:
-        match event:
-            case MessageReceived(Call() as call):
-                self.calls.start(session, call)
-            case MessageReceived(Responses() as responses):
-                self.calls.responded(session, responses)
-            case SessionReset():
-                self.calls.session_over(session)
-            case MessageReceived(Cancel(number)):
-                self.calls.cancel(session, number)
-            case ChannelAccepted(channel) | ChannelWritable(channel):
-                self.calls.writable(session, channel)
-            case ChannelEnded(channel):
-                self.calls.ended(session, channel)
-            case _:
-                pass
-
-
-@contextlib.asynccontextmanager
-async def home(directory: Path, profile: str = "amt12") -> AsyncIterator[tuple[Home, Session]]:
-    now = asyncio.get_running_loop().time()
-    machine = Machine(UUID_1, PASSWORD, now=now, profile=PROFILES[profile])
-    machine.activate()
-    device = SimulatedDevice("127.0.0.1", machine, ports=ANY_PORTS)
-    async with device, peers(directory) as msp:
-        made = Home(device)
-        made.calls = Calls(
-            made.dial, lambda address, reason: 0, lambda *_: False, msp.group, made.counters
-        )
-        msp.start_dialer(msp.config(), made)
-        await until(lambda: made.up)
-        session = msp.sessions.locate("gw-1")
-        assert session is not None
-        yield made, session
-
-
-async def ask(
-    session: Session,
-    device: SimulatedDevice,
-    function: str,
-    *,
-    password: str = PASSWORD,
-    uuid: UUID = UUID_1,
-    deadline: float = 10.0,
-    arguments: Any = None,
-    on_progress: Any = None,
-    mode: CredentialMode = CredentialMode.HA1,
-    realm: str = "",
-) -> tuple[Code, Any, Result]:
-    realm = realm or device.machine.realm
-    result = await session.call(
-        function=function,
-        arguments=json.dumps(arguments or {}).encode(),
-        address=ADDRESS,
-        mac=MAC,
-        uuid=uuid,
-        credential=Credential(mode, "admin", digest.ha1("admin", realm, password), realm),
-        tls=TlsMode.OFF,
-        deadline=deadline,
-        on_progress=on_progress,
-    )
-    return result.code, json.loads(result.body), result
+from tests.relay.home import ADDRESS, MAC, UUID_1, Home, ask, home
+from tests.uplink.peers import until
 
 
 async def test_a_function_runs_on_the_lan_and_its_result_comes_back(tmp_path: Path) -> None:
