@@ -1,7 +1,7 @@
 """The command `gwmodule`: runs the gateway's services and asks the running one.
 
-Exit codes: 0 success, 1 failed, 2 wrong usage, 78 a configuration that cannot be used.
-Data goes to stdout, everything else to stderr.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 77 no permission to capture, 78 a configuration that
+cannot be used. Data goes to stdout, everything else to stderr.
 """
 
 from __future__ import annotations
@@ -11,32 +11,55 @@ import contextlib
 import json
 import os
 import pwd
+import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gwmodule import __version__
-from gwmodule.config import Config, load, with_credentials
+from gwmodule.config import Config, load
 from gwmodule.errors import ConfigError, GatewayError
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
 OK = 0
 FAILED = 1
+USAGE = 2
 BAD_CONFIG = 78  # EX_CONFIG of sysexits.h; systemd and procd do not restart on it.
 UCI_CONFIG = "/etc/config/gwmodule"
 TOML_CONFIG = "/etc/gwmodule/gwmodule.toml"
 DEFAULT_CONFIG = UCI_CONFIG if Path("/etc/openwrt_release").exists() else TOML_CONFIG
 OOM_SCORE = 500
 
+# A recording for support: long enough for a PC to boot, small enough for a router's /tmp.
+RECORD_SECONDS = 60
+MAX_RECORD_SECONDS = 600
+RECORD_COUNT = 1000
+MAX_RECORD_COUNT = 10000
+# A day: a lockdown that should last longer is `relay.lockdown`.
+MAX_LOCKDOWN = 86400
+
+
+class UsageError(GatewayError):
+    """What was asked for cannot be meant."""
+
 
 def main(argv: list[str] | None = None) -> int:
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
-        config = load(Path(arguments.config))
-        return int(arguments.run(config, arguments))
+        return int(arguments.run(arguments))
+    except UsageError as exc:
+        print(f"gwmodule: {exc}", file=sys.stderr)
+        return USAGE
     except ConfigError as exc:
         print(f"gwmodule: {exc}", file=sys.stderr)
         return BAD_CONFIG
+    except BrokenPipeError:
+        # `gwmodule devices | head`: Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except (GatewayError, OSError) as exc:
         print(f"gwmodule: {exc}", file=sys.stderr)
         return FAILED
@@ -44,42 +67,51 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="gwmodule", description="Intel AMT relay for ISP gateways."
+def parser() -> argparse.ArgumentParser:
+    """The command line; manual page and shell completion are made from it (docs/generate.py)."""
+    root = argparse.ArgumentParser(prog="gwmodule", description="Intel AMT relay for ISP gateways.")
+    root.add_argument("--version", action="version", version=f"gwmodule {__version__}")
+    verbs = root.add_subparsers(required=True, metavar="COMMAND")
+    add_service_verbs(verbs)
+    add_capture_verb(verbs)
+    add_check_config_verb(verbs)
+    add_question_verbs(verbs)
+    add_explain_verb(verbs)
+    add_lockdown_verb(verbs)
+    return root
+
+
+def add_verb(
+    verbs: Verbs,
+    name: str,
+    run: Callable[[Config, argparse.Namespace], int],
+    text: str,
+    description: str = "",
+) -> argparse.ArgumentParser:
+    """A command that works with the configuration of `--config`."""
+    verb = verbs.add_parser(name, help=text, description=description or f"{_sentence(text)}.")
+    verb.add_argument(
+        "--config", default=DEFAULT_CONFIG, metavar="FILE", help=f"default {DEFAULT_CONFIG}"
     )
-    parser.add_argument("--version", action="version", version=f"gwmodule {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, run, text in (
-        ("run", _run, "run relay and capture, without an init system"),
-        ("relay", _relay, "run the relay alone"),
-        ("capture", _capture, "run the capture service alone (needs CAP_NET_RAW at start)"),
-        ("check-config", _check_config, "say whether the configuration can be used"),
-        ("status", _status, "what the running relay is doing"),
-        ("devices", _devices, "the devices it sees"),
-        ("reconnect", _reconnect, "dial the MSP again, now"),
-    ):
-        verb = verbs.add_parser(name, help=text, description=text)
-        verb.add_argument(
-            "--config", default=DEFAULT_CONFIG, metavar="FILE", help=f"default {DEFAULT_CONFIG}"
-        )
-        verb.set_defaults(run=run)
-        if name == "capture":
-            verb.add_argument(
-                "--allow-user",
-                action="append",
-                default=[],
-                type=_uid,
-                metavar="USER",
-                help="who may connect besides our own user and root",
-            )
-        if name in ("check-config", "status", "devices", "reconnect"):
-            verb.add_argument("--json", action="store_true", help="for scripts")
-    return parser
+    verb.set_defaults(run=lambda arguments: run(load(Path(arguments.config)), arguments))
+    return verb
+
+
+def add_json(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--json", action="store_true", help="for scripts")
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 # The services import what they need only when they are asked for: the parent process of `run`
 # and the one-shot verbs stay small.
+
+
+def add_service_verbs(verbs: Verbs) -> None:
+    add_verb(verbs, "run", _run, "run relay and capture, without an init system")
+    add_verb(verbs, "relay", _relay, "run the relay alone")
 
 
 def _run(config: Config, arguments: argparse.Namespace) -> int:
@@ -94,20 +126,52 @@ def _relay(config: Config, arguments: argparse.Namespace) -> int:
     from gwmodule.gateway import run_relay
     from gwmodule.telemetry import start_logging
 
-    def runnable(config: Config) -> Config:
-        # Of LoadCredential= in the unit.
-        if credentials := os.environ.get("CREDENTIALS_DIRECTORY"):
-            config = with_credentials(config, Path(credentials))
-        _require_runnable(config, arguments.config)
-        return config
-
-    config = runnable(config)
+    _require_runnable(config, arguments.config)
     _be_expendable()
     start_logging(config.log.level)
-    return run_relay(config, lambda: runnable(load(Path(arguments.config))))
+    return run_relay(config)
+
+
+def add_capture_verb(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs,
+        "capture",
+        _capture,
+        "run the capture service; with -w, record what the running one sees",
+        "Without -w: run the capture service alone (it needs CAP_NET_RAW at its start). With -w: "
+        "ask the running services for the frames that the sniffer matches from now on, DHCP and "
+        "Hello messages, and write them as a pcap file. Nothing is kept by the services.",
+    )
+    verb.add_argument(
+        "--allow-user",
+        action="append",
+        default=[],
+        type=_uid,
+        metavar="USER",
+        help="service: who may connect besides our own user and root",
+    )
+    verb.add_argument(
+        "-w", dest="file", metavar="FILE", help="record into FILE, or to standard output (-)"
+    )
+    verb.add_argument(
+        "--seconds",
+        type=_number(1, MAX_RECORD_SECONDS),
+        metavar="N",
+        help=f"record for so long (default {RECORD_SECONDS}, at most {MAX_RECORD_SECONDS})",
+    )
+    verb.add_argument(
+        "--count",
+        type=_number(1, MAX_RECORD_COUNT),
+        metavar="N",
+        help=f"record so many frames (default {RECORD_COUNT}, at most {MAX_RECORD_COUNT})",
+    )
 
 
 def _capture(config: Config, arguments: argparse.Namespace) -> int:
+    if arguments.file is not None:
+        return _record(config, arguments)
+    if arguments.seconds is not None or arguments.count is not None:
+        raise UsageError("--seconds and --count are for a recording: add -w FILE")
     try:
         from gwmodule.capture.service import main as run_capture
     except ModuleNotFoundError as exc:
@@ -119,6 +183,50 @@ def _capture(config: Config, arguments: argparse.Namespace) -> int:
     _be_expendable()
     start_logging(config.log.level)
     return run_capture(config, frozenset(arguments.allow_user))
+
+
+def _record(config: Config, arguments: argparse.Namespace) -> int:
+    from gwmodule.control import record
+
+    if arguments.allow_user:
+        raise UsageError("--allow-user is for the service, not for a recording")
+    if arguments.file == "-" and sys.stdout.isatty():
+        raise UsageError("a pcap is no text for a terminal: name a file, or pipe it on")
+    wanted = {
+        "seconds": arguments.seconds or RECORD_SECONDS,
+        "count": arguments.count or RECORD_COUNT,
+    }
+    chunks = record(config.control.socket, "capture", wanted, wanted["seconds"] + 10.0)
+    # The service's answer first: a refusal leaves a file that is there alone.
+    first = next(chunks)
+    with contextlib.ExitStack() as stack:
+        if arguments.file == "-":
+            write = sys.stdout.buffer
+        else:
+            # It names the subscriber's devices, and is his business.
+            opened = os.open(arguments.file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            write = stack.enter_context(os.fdopen(opened, "wb"))
+        print(
+            f"gwmodule: recording for {wanted['seconds']} s or {wanted['count']} frames; "
+            "Ctrl-C ends it",
+            file=sys.stderr,
+        )
+        write.write(first)
+        write.flush()
+        with contextlib.suppress(KeyboardInterrupt):
+            for chunk in chunks:
+                write.write(chunk)
+                write.flush()
+    return OK
+
+
+def _number(low: int, high: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not low <= int(text[:9]) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not between {low} and {high}")
+        return int(text)
+
+    return number
 
 
 def _uid(user: str) -> int:
@@ -136,25 +244,85 @@ def _be_expendable() -> None:
             score.write_text(str(OOM_SCORE))
 
 
+def add_check_config_verb(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs,
+        "check-config",
+        _check_config,
+        "say whether the configuration can be used",
+        "Read the configuration, key and certificates and say whether the services could start. "
+        "What may change by itself, an interface that does not exist yet or a port in use, is a "
+        "warning; with --strict it is an error like the others.",
+    )
+    verb.add_argument(
+        "--strict", action="store_true", help="interfaces must exist and ports be free, now"
+    )
+    add_json(verb)
+
+
 def _check_config(config: Config, arguments: argparse.Namespace) -> int:
     from gwmodule.lan.facts import facts
 
     _require_runnable(config, arguments.config)
     here = facts()
     missing = [name for name in config.lan.interface if name not in here.addresses]
+    passing = [
+        ConfigError(
+            arguments.config,
+            "lan.interface",
+            f"interface {name} does not exist now; there are {', '.join(here.addresses)}",
+        )
+        for name in missing
+    ]
+    uplink = config.uplink.interface
+    if uplink and uplink not in here.addresses:
+        passing.append(
+            ConfigError(
+                arguments.config,
+                "uplink.interface",
+                f"interface {uplink} does not exist now; there are {', '.join(here.addresses)}",
+            )
+        )
+    own = {address.ip for name in config.lan.interface for address in here.addresses.get(name, ())}
+    passing += _ports_in_use(config, arguments.config, sorted(map(str, own)))
+    if arguments.strict and passing:
+        raise passing[0]
     answer = {
         "ok": True,
         "deployment": config.deployment,
         "authentication": "client certificate" if config.tls.mode == "mutual" else "none",
         "missing_interfaces": missing,
+        "warnings": [str(problem) for problem in passing],
     }
     if arguments.json:
         print(json.dumps(answer))
     else:
         print(f"{arguments.config}: good ({answer['authentication']})")
-    for name in missing:
-        print(f"gwmodule: interface {name} does not exist now", file=sys.stderr)
+    for problem in passing:
+        print(f"gwmodule: {problem}", file=sys.stderr)
     return OK
+
+
+def _ports_in_use(config: Config, path: str, addresses: list[str]) -> list[ConfigError]:
+    """The Hello port on our LAN addresses, unless it is our own running relay that has it."""
+    import socket
+
+    from gwmodule.control import ControlError, ask
+
+    with contextlib.suppress(ControlError):
+        ask(config.control.socket, "status")
+        return []
+    problems = []
+    for address in addresses:
+        try:
+            socket.create_server((address, config.lan.hello_port)).close()
+        except OSError as exc:
+            problem = (
+                f"port {config.lan.hello_port} on {address}: {exc.strerror}; stop what uses it "
+                "(ss -ltnp shows it) or choose another port"
+            )
+            problems.append(ConfigError(path, "lan.hello_port", problem))
+    return problems
 
 
 def _require_runnable(config: Config, path: str) -> None:
@@ -167,6 +335,19 @@ def _require_runnable(config: Config, path: str) -> None:
         from gwmodule.uplink.tls import client_context
 
         client_context(config.tls, clock_trusted=True)
+        _require_private(config.tls.key)
+
+
+def _require_private(key: str) -> None:
+    mode = stat.S_IMODE(Path(key).stat().st_mode)
+    if mode & 0o007:
+        raise ConfigError(key, "tls.key", f"everybody may use it (mode {mode:04o}): chmod o= {key}")
+
+
+def add_question_verbs(verbs: Verbs) -> None:
+    add_json(add_verb(verbs, "status", _status, "what the running relay is doing"))
+    add_json(add_verb(verbs, "devices", _devices, "the devices it sees"))
+    add_json(add_verb(verbs, "reconnect", _reconnect, "dial the MSP again, now"))
 
 
 def _status(config: Config, arguments: argparse.Namespace) -> int:
@@ -201,7 +382,7 @@ def _devices(config: Config, arguments: argparse.Namespace) -> int:
     for device in devices:
         print(
             row.format(
-                device["mac"],
+                device["mac"] or "-",
                 device.get("address") or "-",
                 device.get("state") or "-",
                 device.get("uuid") or "-",
@@ -217,4 +398,73 @@ def _reconnect(config: Config, arguments: argparse.Namespace) -> int:
     answer = ask(config.control.socket, "reconnect")
     if arguments.json:
         print(json.dumps(answer))
+    return OK
+
+
+def add_explain_verb(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs,
+        "explain",
+        _explain,
+        "why a device can be reached, or which step fails",
+        "Go through everything that has to be right before the MSP can work with a device, without "
+        "a login and within ten seconds, and say what to do about the first step that fails. The "
+        "exit code is 1 if one does.",
+    )
+    verb.add_argument("device", metavar="UUID|IP|MAC", help="as `gwmodule devices` shows it")
+    add_json(verb)
+
+
+def _explain(config: Config, arguments: argparse.Namespace) -> int:
+    from gwmodule.control import ask
+
+    answer = ask(config.control.socket, "explain", {"device": arguments.device})
+    if arguments.json:
+        print(json.dumps(answer))
+    else:
+        for step in answer["steps"]:
+            print(f"{step['result']:<8} {step['step']:<12} {step['found']}")
+            if step["advice"]:
+                print(f"{'':<21} -> {step['advice']}")
+        where = answer["failed"]
+        print(f"\nfails at: {where}" if where else "\nnothing stands in the way")
+    return OK if answer["ok"] else FAILED
+
+
+def add_lockdown_verb(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs,
+        "lockdown",
+        _lockdown,
+        "cut off the MSP's access to the LAN, or give it back",
+        "While it is on, every stream and call of the MSP is refused and those that run are ended; "
+        "the link stays up. It lasts until it is switched off, for the time of --for, or until the "
+        "relay ends; relay.lockdown in the configuration decides how the relay starts. Without "
+        "`on` or `off`: say which it is.",
+    )
+    verb.add_argument("state", choices=("on", "off"), nargs="?")
+    verb.add_argument(
+        "--for",
+        dest="seconds",
+        type=_number(1, MAX_LOCKDOWN),
+        metavar="SECONDS",
+        help=f"with `on`: ends by itself (at most {MAX_LOCKDOWN})",
+    )
+    add_json(verb)
+
+
+def _lockdown(config: Config, arguments: argparse.Namespace) -> int:
+    from gwmodule.control import ask
+
+    if arguments.seconds is not None and arguments.state != "on":
+        raise UsageError("--for needs `on`")
+    wanted: dict[str, Any] = {}
+    if arguments.state is not None:
+        wanted = {"on": arguments.state == "on", "seconds": arguments.seconds}
+    answer = ask(config.control.socket, "lockdown", wanted)
+    if arguments.json:
+        print(json.dumps(answer))
+    else:
+        left = answer["seconds_left"]
+        print(("on" if answer["on"] else "off") + (f", {left:.0f} s left" if left else ""))
     return OK

@@ -164,6 +164,12 @@ class ControlConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayConfig:
+    # How the relay starts; `gwmodule lockdown` changes it until it ends.
+    lockdown: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class LogConfig:
     level: str = setting("info", one_of=("debug", "info", "warning", "error"))
 
@@ -181,6 +187,7 @@ class Config:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     devices: DevicesConfig = field(default_factory=DevicesConfig)
     streams: StreamsConfig = field(default_factory=StreamsConfig)
+    relay: RelayConfig = field(default_factory=RelayConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     mux: MuxConfig = field(default_factory=MuxConfig)
     liveness: LivenessConfig = field(default_factory=LivenessConfig)

@@ -2,6 +2,8 @@
 
     {"verb": "status"}  -->  {"ok": true, "result": {...}}  or  {"ok": false, "error": "..."}
 
+A verb that streams answers with the same line, and then bytes until it or the client ends.
+
 The socket's mode (0600) is the whole access control: whoever may open it owns the gateway anyway.
 """
 
@@ -9,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ MAX_REQUEST = 4096
 MAX_ANSWER = 8 * 1024 * 1024
 _TIMEOUT = 10.0
 
+# JSON, or an async generator of bytes for a stream.
 Verb = Callable[[dict[str, Any]], Awaitable[Any]]
 
 
@@ -61,10 +65,15 @@ class ControlServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
+            chunks: AsyncGenerator[bytes, None] | None = None
             async with asyncio.timeout(_TIMEOUT):
                 answer = await self._answer(reader)
+                if isinstance(answer.get("result"), AsyncGenerator):
+                    chunks, answer["result"] = answer["result"], None
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
+            if chunks is not None:
+                await _stream(chunks, reader, writer)
         except (TimeoutError, OSError):
             # The client is slow or gone; it hears nothing either way.
             self._log.debug("control_client_gone")
@@ -91,22 +100,84 @@ class ControlServer:
             return {"ok": False, "error": "internal error, see the log"}
 
 
+async def _stream(
+    chunks: AsyncGenerator[bytes, None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Until the chunks end, or the client hangs up or stops reading."""
+    async with asyncio.TaskGroup() as tasks:
+        copying = tasks.create_task(_copy(chunks, writer), name="control-stream")
+        hung_up = tasks.create_task(_end_of(reader), name="control-end")
+        await asyncio.wait((copying, hung_up), return_when=asyncio.FIRST_COMPLETED)
+        copying.cancel()
+        hung_up.cancel()
+
+
+async def _copy(chunks: AsyncGenerator[bytes, None], writer: asyncio.StreamWriter) -> None:
+    async with contextlib.aclosing(chunks):
+        with contextlib.suppress(TimeoutError, OSError):
+            async for chunk in chunks:
+                writer.write(chunk)
+                async with asyncio.timeout(_TIMEOUT):
+                    await writer.drain()
+
+
+async def _end_of(reader: asyncio.StreamReader) -> None:
+    with contextlib.suppress(OSError):
+        await reader.read(1)
+
+
 def ask(path: str, verb: str, arguments: Mapping[str, Any] | None = None) -> Any:
     """Ask the running service; ControlError says why there is no answer."""
-    request = json.dumps({**(arguments or {}), "verb": verb}).encode() + b"\n"
     answer = bytearray()
+    for data in _exchange(path, verb, arguments, _TIMEOUT):
+        answer += data
+        if len(answer) > MAX_ANSWER:
+            raise ControlError(f"{path}: an answer over {MAX_ANSWER} bytes")
+    return _result(path, answer)
+
+
+def record(path: str, verb: str, arguments: Mapping[str, Any], timeout: float) -> Iterator[bytes]:
+    """What a streaming verb sends, piece by piece and at least one; ControlError when it refuses.
+
+    `timeout` is how long one piece may take, in seconds.
+    """
+    pieces = _exchange(path, verb, arguments, timeout)
+    head, some = bytearray(), False
+    for data in pieces:
+        head += data
+        line, newline, rest = bytes(head).partition(b"\n")
+        if newline:
+            break
+        if len(head) > MAX_REQUEST:
+            raise ControlError(f"{path}: an answer over {MAX_REQUEST} bytes")
+    else:
+        line, rest = bytes(head), b""
+    _result(path, line)
+    for data in itertools.chain((rest,), pieces):
+        if data:
+            some = True
+            yield data
+    if not some:
+        raise ControlError(f"{path}: the service ended the recording before it began")
+
+
+def _exchange(
+    path: str, verb: str, arguments: Mapping[str, Any] | None, timeout: float
+) -> Iterator[bytes]:
+    request = json.dumps({**(arguments or {}), "verb": verb}).encode() + b"\n"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(_TIMEOUT)
+            sock.settimeout(timeout)
             sock.connect(path)
             sock.sendall(request)
             while data := sock.recv(65536):
-                answer += data
-                if len(answer) > MAX_ANSWER:
-                    raise ControlError(f"{path}: an answer over {MAX_ANSWER} bytes")
+                yield data
     except OSError as exc:
         reason = exc.strerror or str(exc)
         raise ControlError(f"{path}: {reason}; is the service running?") from exc
+
+
+def _result(path: str, answer: bytes | bytearray) -> Any:
     try:
         parsed = json.loads(answer)
     except ValueError as exc:

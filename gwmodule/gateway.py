@@ -14,8 +14,10 @@ import datetime
 import os
 import random
 import signal
+import socket
 import time
-from collections.abc import Callable
+import typing
+from collections.abc import AsyncGenerator, Callable
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, assert_never
@@ -23,10 +25,12 @@ from uuid import UUID
 
 from gwmodule import __version__
 from gwmodule.amt.presence import probe
+from gwmodule.capture.datagrams import MAX_FRAMES, MAX_FRAMES_SECONDS
 from gwmodule.config import Config
 from gwmodule.control import ControlServer
 from gwmodule.devices import Devices
-from gwmodule.errors import Code, GatewayError
+from gwmodule.errors import BadArgument, Code, GatewayError
+from gwmodule.explain import Explainer, Target, parse_target
 from gwmodule.lan.leases import MAX_FILE, LeaseFile
 from gwmodule.lan.model import LanAddressesChanged, LanEvent, NeighbourChanged, WanChanged
 from gwmodule.lan.netlink import LanWatcher
@@ -36,7 +40,7 @@ from gwmodule.relay.calls import Calls
 from gwmodule.relay.capture_client import CaptureClient
 from gwmodule.relay.dial import LanDialer
 from gwmodule.relay.listener import HelloListener
-from gwmodule.relay.policy import Policy
+from gwmodule.relay.policy import LOCKED_DOWN, MAX_LOCKDOWN, Policy
 from gwmodule.relay.probe import ProbeScheduler
 from gwmodule.relay.streams import Streams
 from gwmodule.telemetry import Counters, EventLog, memory
@@ -55,6 +59,7 @@ from gwmodule.wire.events import (
     RoundTrip,
     SessionReset,
 )
+from gwmodule.wire.functions import EXPLAIN, STATUS
 from gwmodule.wire.messages import (
     Call,
     Cancel,
@@ -67,7 +72,7 @@ from gwmodule.wire.messages import (
     Result,
     StreamTarget,
 )
-from gwmodule.wire.notices import NO_MAC, Hello, Observation, Presence, Source
+from gwmodule.wire.notices import NO_MAC, NO_UUID, Hello, Observation, Presence, Source
 
 # Notices that wait in the mux; the rest stays in the outbox, where it still coalesces.
 _NOTICES_IN_FLIGHT = 64
@@ -98,8 +103,19 @@ class Relay:
                 "status": self._status,
                 "devices": self._list_devices,
                 "reconnect": self._reconnect,
+                "explain": self._explain,
+                "lockdown": self._lockdown,
+                "capture": self._record,
             },
         )
+        self._explainer = Explainer(
+            self._lan,
+            rows=lambda: self._devices.listing(self._loop.time()),
+            leases_from=self._leases_from,
+            locked=lambda: self._policy.lockdown.active(self._loop.time()),
+            activity=self._activity,
+        )
+        self._lockdown_ends: asyncio.TimerHandle | None = None
         self._lease_file = LeaseFile()
         self._leases_seen = 0
         self._listen_again = asyncio.Event()
@@ -121,17 +137,18 @@ class Relay:
         async with asyncio.TaskGroup() as tasks:
             self._dialer = Dialer(self._config, self, tasks, self._rng)
             self._streams = Streams(
-                self._lan.dial,
+                self._dial_for_msp,
                 tasks,
                 self._config.streams.max_streams,
                 self._counters,
             )
             self._calls = Calls(
-                self._lan.dial,
+                self._dial_for_msp,
                 self._streams.release_device,
                 self._streams.is_open,
                 tasks,
                 self._counters,
+                {EXPLAIN: self._explain_to_msp, STATUS: self._status_to_msp},
             )
             tasks.create_task(self._watcher.run(), name="netlink")
             tasks.create_task(self._control.run(), name="control")
@@ -146,6 +163,18 @@ class Relay:
             tasks.create_task(self._dialer.run(), name="dialer")
             await self._control.listening.wait()
             ready()
+
+    async def _dial_for_msp(self, address: IPv4Address, port: int, mac: bytes) -> socket.socket:
+        """What streams and calls dial with: nothing while the gateway is locked down."""
+        self._policy.check_access(self._loop.time())
+        sock = await self._lan.dial(address, port, mac)
+        try:
+            # It may have been locked down while the device was slow.
+            self._policy.check_access(self._loop.time())
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
     def reconnect(self, reason: str) -> None:
         self._dialer.reconnect(reason)
@@ -322,6 +351,7 @@ class Relay:
             "start_to_link_up_seconds": self._start_to_link_up,
             "link": self._dialer.status(now),
             "memory": {"relay": memory(), "capture": self._capture_memory()},
+            "lockdown": self._policy.lockdown.as_json(now),
             "capture": {
                 "enabled": self._config.capture.enabled,
                 "connected": self._capture.connected,
@@ -351,6 +381,66 @@ class Relay:
 
     async def _list_devices(self, _: dict[str, Any]) -> list[dict[str, Any]]:
         return self._devices.listing(self._loop.time())
+
+    async def _explain(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return await self._explainer.explain(parse_target(arguments.get("device")))
+
+    async def _explain_to_msp(self, call: Call) -> dict[str, Any]:
+        self._policy.check_access(self._loop.time())
+        uuid = None if call.uuid == NO_UUID else call.uuid
+        mac = None if call.mac == NO_MAC else call.mac
+        return await self._explainer.explain(Target(uuid, call.address, mac, call.pin))
+
+    async def _status_to_msp(self, _: Call) -> dict[str, Any]:
+        return await self._status({})
+
+    def _leases_from(self) -> str:
+        sources = ["the capture service watches"] if self._capture.connected else []
+        sources += ["lan.lease_file is read"] if self._config.lan.lease_file else []
+        return ", ".join(sources)
+
+    def _activity(self, address: IPv4Address, mac: bytes) -> dict[str, int]:
+        streams, held = self._streams.to_device(address)
+        return {
+            "streams open": streams,
+            "of them held": held,
+            "calls running": self._calls.on_device(mac),
+        }
+
+    async def _lockdown(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        on, seconds = arguments.get("on"), arguments.get("seconds")
+        now = self._loop.time()
+        if on is None:
+            return self._policy.lockdown.as_json(now)
+        timed = type(seconds) is int and 1 <= seconds <= MAX_LOCKDOWN
+        if not isinstance(on, bool) or not (seconds is None or timed):
+            raise BadArgument(
+                "lockdown takes `on`, true or false, and `seconds`, a whole number up to "
+                f"{MAX_LOCKDOWN}"
+            )
+        self._policy.lockdown.switch(on, now, seconds)
+        if self._lockdown_ends is not None:
+            self._lockdown_ends.cancel()
+            self._lockdown_ends = None
+        ended = {"streams": 0, "calls": 0}
+        if on:
+            ended["streams"] = self._streams.reset_all(Code.REFUSED_POLICY, LOCKED_DOWN)
+            ended["calls"] = self._calls.end_all(LOCKED_DOWN)
+            if seconds is not None:
+                self._lockdown_ends = self._loop.call_later(
+                    seconds, self._log.warning, "lockdown_over"
+                )
+        self._log.warning("lockdown", on=on, seconds=seconds or "-", **ended)
+        return {**self._policy.lockdown.as_json(now), "ended": ended}
+
+    async def _record(self, arguments: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+        count, seconds = arguments.get("count"), arguments.get("seconds")
+        for value, most in ((count, MAX_FRAMES), (seconds, MAX_FRAMES_SECONDS)):
+            if type(value) is not int or not 1 <= value <= most:
+                raise BadArgument(f"count and seconds are whole numbers, 1 to {most:g}")
+        chunks = self._capture.record(typing.cast(int, count), typing.cast(int, seconds))
+        self._log.info("recording", count=count, seconds=seconds)
+        return chunks
 
     async def _reconnect(self, _: dict[str, Any]) -> dict[str, Any]:
         self.reconnect("asked for by the local control socket")

@@ -4,12 +4,13 @@ import asyncio
 import json
 import socket
 import stat
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gwmodule.control import MAX_REQUEST, ControlError, ControlServer, ask
+from gwmodule.control import MAX_REQUEST, ControlError, ControlServer, ask, record
 from gwmodule.errors import CaptureError
 
 
@@ -21,6 +22,22 @@ async def _refuse(_: dict[str, Any]) -> Any:
     raise CaptureError("no such interface")
 
 
+async def _stream(arguments: dict[str, Any]) -> Any:
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        try:
+            for number in range(arguments["count"]):
+                yield b"%d\n" % number
+            if arguments.get("wait"):
+                await asyncio.sleep(60)
+        finally:
+            CLOSED.append(arguments["count"])
+
+    return chunks()
+
+
+CLOSED: list[int] = []
+
+
 async def _bug(_: dict[str, Any]) -> Any:
     raise RuntimeError("a bug")
 
@@ -28,7 +45,9 @@ async def _bug(_: dict[str, Any]) -> Any:
 class Served:
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._server = ControlServer(str(path), {"echo": _echo, "refuse": _refuse, "bug": _bug})
+        self._server = ControlServer(
+            str(path), {"echo": _echo, "refuse": _refuse, "bug": _bug, "stream": _stream}
+        )
 
     async def __aenter__(self) -> Served:
         self._group = asyncio.TaskGroup()
@@ -87,7 +106,7 @@ async def test_errors_are_answers_and_never_tracebacks(tmp_path: Path) -> None:
             await served.ask("refuse")
         with pytest.raises(ControlError, match="internal error, see the log"):
             await served.ask("bug")
-        with pytest.raises(ControlError, match="unknown verb; known: bug, echo, refuse"):
+        with pytest.raises(ControlError, match="unknown verb; known: bug, echo, refuse, stream"):
             await served.ask("reboot")
         assert await served.ask("echo") == {"heard": {}}
 
@@ -115,3 +134,34 @@ async def test_garbage_is_answered_with_what_is_wrong(
 def test_without_a_service_the_error_says_so(tmp_path: Path) -> None:
     with pytest.raises(ControlError, match="No such file or directory; is the service running"):
         ask(str(tmp_path / "none.sock"), "status")
+
+
+def drain(path: Path, verb: str, arguments: dict[str, Any]) -> bytes:
+    return b"".join(record(str(path), verb, arguments, 5.0))
+
+
+async def test_a_stream_comes_whole_and_ends(tmp_path: Path) -> None:
+    async with Served(tmp_path / "control.sock") as served:
+        data = await asyncio.to_thread(drain, served.path, "stream", {"count": 1000})
+    assert data == b"".join(b"%d\n" % number for number in range(1000))
+    assert CLOSED.pop() == 1000
+
+
+async def test_a_client_that_hangs_up_ends_its_stream(tmp_path: Path) -> None:
+    async with Served(tmp_path / "control.sock") as served, asyncio.timeout(5):
+        reader, writer = await asyncio.open_unix_connection(str(served.path))
+        writer.write(b'{"verb": "stream", "count": 3, "wait": true}\n')
+        assert await reader.readuntil(b"2\n") == b'{"ok": true, "result": null}\n0\n1\n2\n'
+        writer.close()
+        while not CLOSED:
+            await asyncio.sleep(0.01)
+        assert CLOSED.pop() == 3
+
+
+async def test_a_stream_that_is_refused_or_empty_is_an_error(tmp_path: Path) -> None:
+    async with Served(tmp_path / "control.sock") as served:
+        with pytest.raises(ControlError, match="no such interface"):
+            await asyncio.to_thread(drain, served.path, "refuse", {})
+        with pytest.raises(ControlError, match="before it began"):
+            await asyncio.to_thread(drain, served.path, "stream", {"count": 0})
+    CLOSED.clear()

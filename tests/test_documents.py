@@ -100,7 +100,7 @@ def test_relative_links_lead_to_files(document: Path) -> None:
 def test_commands_in_code_blocks_are_accepted_by_the_parsers(document: Path) -> None:
     for line in commands(document.read_text()):
         program, *words = shlex.split(line)
-        parser = cli._parser() if program == "gwmodule" else msp_cli.parser()
+        parser = cli.parser() if program == "gwmodule" else msp_cli.parser()
         try:
             parser.parse_args(words, argparse.Namespace())
         except SystemExit as exc:

@@ -27,7 +27,7 @@ from gwmodule.amt.connection import (
     legacy_context,
 )
 from gwmodule.amt.digest import parse_challenge
-from gwmodule.capture.rmcp import RMCP_PORT, build_presence_ping, parse_pong
+from gwmodule.capture.rmcp import RMCP_PORT, Pong, build_presence_ping, parse_pong
 from gwmodule.errors import DeviceAnswerError, GatewayError
 from gwmodule.wire.notices import Presence, Provisioning
 
@@ -63,6 +63,33 @@ async def probe(
     return probing.result()
 
 
+async def ping(sock: socket.socket, interval: float, pings: int = PINGS) -> Pong | None:
+    """The pong to one of `pings` presence pings; each is waited for `interval` seconds. OSError."""
+    loop = asyncio.get_running_loop()
+    for _ in range(pings):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(interval):
+                await loop.sock_sendall(sock, build_presence_ping(_TAG))
+                while True:
+                    pong = parse_pong(await loop.sock_recv(sock, _MAX_PONG), _TAG)
+                    if pong is not None:
+                        return pong
+    return None
+
+
+async def ask(connection: HttpConnection, host: str) -> tuple[str, str]:
+    """Server header and realm of an unauthenticated POST, each empty where there is none: firmware
+    answers 401 with its realm, in every state. DeviceUnreachable or DeviceAnswerError.
+    """
+    headers = [("Host", host), ("Content-Type", "application/soap+xml;charset=UTF-8")]
+    answer = await connection.post(headers, wsman.identify())
+    realm = ""
+    for value in answer.all("www-authenticate"):
+        with contextlib.suppress(DeviceAnswerError):
+            realm = parse_challenge(value).realm
+    return answer.header("server"), realm
+
+
 class _Probing:
     def __init__(
         self, address: IPv4Address, mac: bytes, dial: OpenSocket, udp: OpenSocket, timeout: float
@@ -84,23 +111,10 @@ class _Probing:
         with contextlib.suppress(OSError, GatewayError):
             sock = await self._udp(presence.address, RMCP_PORT, presence.mac)
             with sock:
-                for _ in range(PINGS):
-                    if await self._ping(sock):
-                        return
-
-    async def _ping(self, sock: socket.socket) -> bool:
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(self._ping_interval):
-                await loop.sock_sendall(sock, build_presence_ping(_TAG))
-                while True:
-                    pong = parse_pong(await loop.sock_recv(sock, _MAX_PONG), _TAG)
-                    if pong is not None:
-                        self._presence.provisioning = pong.provisioning
-                        self._answered = True
-                        return True
-        except TimeoutError:
-            return False
+                pong = await ping(sock, self._ping_interval)
+            if pong is not None:
+                presence.provisioning = pong.provisioning
+                self._answered = True
 
     async def ask_plain(self) -> None:
         with contextlib.suppress(OSError, GatewayError):
@@ -117,17 +131,10 @@ class _Probing:
                 await self._ask(connection)
 
     async def _ask(self, connection: HttpConnection) -> None:
-        """An unauthenticated POST: firmware answers 401 with its realm, in every state."""
         presence = self._presence
-        headers = [
-            ("Host", str(presence.address)),
-            ("Content-Type", "application/soap+xml;charset=UTF-8"),
-        ]
-        answer = await connection.post(headers, wsman.identify())
-        presence.server = answer.header("server") or presence.server
-        for value in answer.all("www-authenticate"):
-            with contextlib.suppress(DeviceAnswerError):
-                presence.realm = parse_challenge(value).realm
+        server, realm = await ask(connection, str(presence.address))
+        presence.server = server or presence.server
+        presence.realm = realm or presence.realm
 
     async def look(self, port: int) -> None:
         with contextlib.suppress(OSError, GatewayError):

@@ -9,9 +9,10 @@ dissector, then bind. An interface may be missing at the start, vanish and retur
 messages (rtnetlink) say when to look again.
 
 What leaves: every observation as one datagram, as it is made, and the counters on connect and
-then every COUNTERS_INTERVAL seconds if they changed (capture.datagrams). Nothing is read from the
-relay. A relay that does not read costs its own datagrams and nobody else's time: sends never
-block, and beyond MAX_OUTBOX bytes they are dropped and counted.
+then every COUNTERS_INTERVAL seconds if they changed (capture.datagrams). A relay may ask for a copy
+of the frames themselves, so many and for so long, for somebody who looks for a fault. A relay that
+does not read costs its own datagrams and nobody else's time: sends never block, and beyond
+MAX_OUTBOX bytes they are dropped and counted.
 
 While no relay is there, or a new one has started, nothing is lost that is still worth knowing:
 the last MAX_KEPT observations, none older than MAX_KEPT_AGE, are kept in RAM. A relay process
@@ -27,7 +28,6 @@ import ctypes
 import dataclasses
 import errno
 import gc
-import logging
 import os
 import signal
 import socket
@@ -39,15 +39,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gwmodule.capture.datagrams import build_counters, build_seen
+from gwmodule.capture.datagrams import (
+    MAX_FRAMES,
+    MAX_FRAMES_SECONDS,
+    MAX_REQUEST,
+    build_counters,
+    build_frame,
+    build_seen,
+    parse_record,
+)
 from gwmodule.capture.dissect import load_dissector
 from gwmodule.capture.observer import Observer
 from gwmodule.capture.packet import Packet
-from gwmodule.capture.sniffer import Sniffer
+from gwmodule.capture.pcap import with_vlan
+from gwmodule.capture.sniffer import Frame, Sniffer
 from gwmodule.config import Config
 from gwmodule.errors import CaptureError, ConfigError
 from gwmodule.notify import Notifier
 from gwmodule.privileges import drop_all_capabilities
+from gwmodule.telemetry import EventLog
 from gwmodule.wire.notices import Observation
 
 MAX_KEPT = 256
@@ -56,6 +66,8 @@ MAX_KEPT_AGE = 600.0
 COUNTERS_INTERVAL = 5.0
 # A storm of 5,000 leases is 500 KiB; a relay that is further behind than this has stopped.
 MAX_OUTBOX = 1024 * 1024
+# Copies of frames never take the room that observations need.
+MAX_OUTBOX_FRAMES = MAX_OUTBOX // 2
 # The relay, a restarted one while the old is still dying, and somebody who debugs.
 MAX_RELAYS = 4
 
@@ -76,7 +88,7 @@ EXIT_CONFIG = 78
 _RTMGRP_LINK = 1
 _PEER_CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid.
 
-log = logging.getLogger(__name__)
+log = EventLog("gwmodule.capture")
 
 
 @dataclass(slots=True)
@@ -123,6 +135,7 @@ class ServiceCounters:
     backlog_dropped: int = 0
     outbox_dropped: int = 0
     relays_refused: int = 0
+    frames_dropped: int = 0
 
 
 class Outbox:
@@ -138,6 +151,9 @@ class Outbox:
         self.socket = sock
         self.pid = pid
         self.reported: dict[str, Any] = {}
+        # Copies of frames that it still wants, and until when.
+        self.frames = 0
+        self.frames_until = 0.0
         self._loop = loop
         self._counters = counters
         self._waiting: deque[bytes] = deque()
@@ -154,6 +170,13 @@ class Outbox:
             self._loop.add_writer(self.socket, self._flush)
         self._waiting.append(datagram)
         self._size += len(datagram)
+
+    def send_frame(self, datagram: bytes) -> None:
+        """As `send`, but with room to spare for observations."""
+        if self._size + len(datagram) > MAX_OUTBOX_FRAMES:
+            self._counters.frames_dropped += 1
+            return
+        self.send(datagram)
 
     def close(self) -> None:
         self._loop.remove_reader(self.socket)
@@ -204,6 +227,7 @@ class CaptureService:
         self._states: dict[str, str] = {}
         self._busy = False  # A socket had more to read than it could in its turn.
         self._tagged = 0
+        self._recording = False  # A relay has asked for copies of frames.
         self._started = self._loop.time()
 
     def start(self) -> None:
@@ -236,12 +260,25 @@ class CaptureService:
                 if frame is None:
                     return
                 self._tagged += frame.vlan is not None
+                if self._recording:
+                    self._copy(frame, now)
                 packet = self._observer.admit(frame.data, frame.outgoing, now)
                 if packet is not None:
                     self._enqueue(packet, now)
             self._busy = True
         except CaptureError:
             pass  # The link message that comes with it makes us look again.
+
+    def _copy(self, frame: Frame, now: float) -> None:
+        datagram = build_frame(with_vlan(frame.data, frame.vlan), now)
+        for relay in tuple(self._relays):
+            if relay.frames and now > relay.frames_until:
+                relay.frames = 0
+            if relay.frames:
+                relay.frames -= 1
+                with contextlib.suppress(OSError):  # Its reader finds that it is gone.
+                    relay.send_frame(datagram)
+        self._recording = any(relay.frames for relay in self._relays)
 
     def _enqueue(self, packet: Packet, now: float) -> None:
         if len(self._backlog) >= MAX_BACKLOG:
@@ -281,11 +318,11 @@ class CaptureService:
             try:
                 sniffer.follow()
             except CaptureError as exc:
-                log.warning("%s", exc)
+                log.warning("sniffer_failed", interface=sniffer.ifname, reason=exc)
             state = sniffer.state
             if self._states.get(sniffer.ifname) != state:
                 self._states[sniffer.ifname] = state
-                log.info("LAN interface %s is %s", sniffer.ifname, state)
+                log.info("sniffing", interface=sniffer.ifname, state=state)
 
     # Relay side
 
@@ -304,28 +341,33 @@ class CaptureService:
         pid, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
         if uid not in self._allowed_uids or len(self._relays) >= MAX_RELAYS:
             self._counters.relays_refused += 1
-            log.warning("refused process %d of user %d on the capture socket", pid, uid)
+            log.warning("capture_refused", pid=pid, uid=uid)
             sock.close()
             return
         sock.setblocking(False)
         relay = Outbox(sock, pid, self._loop, self._counters)
         self._relays.append(relay)
         self._loop.add_reader(sock, self._hear, relay)
-        log.info("relay connected, process %d", pid)
+        log.info("relay_connected", pid=pid)
         self._report()
         for observation, age in self._history.missed(pid, self._loop.time()):
             self._send(relay, build_seen(observation, max(age, 0.001)))
 
     def _hear(self, relay: Outbox) -> None:
-        """A relay says nothing: what can be read is its end. Talk is thrown away."""
+        """A request for frames, or its end. Other talk is thrown away."""
         try:
-            data = relay.socket.recv(1)
+            data = relay.socket.recv(MAX_REQUEST)
         except BlockingIOError:
             return
         except OSError:
             data = b""
         if not data:
             self._gone(relay)
+        elif (request := parse_record(data)) is not None:
+            count, seconds = request
+            relay.frames = min(count, MAX_FRAMES)
+            relay.frames_until = self._loop.time() + min(seconds, MAX_FRAMES_SECONDS)
+            self._recording = any(other.frames for other in self._relays)
 
     def _send(self, relay: Outbox, datagram: bytes) -> None:
         try:
@@ -339,7 +381,7 @@ class CaptureService:
         self._relays.remove(relay)
         relay.close()
         self._history.left(relay.pid)
-        log.info("relay gone, process %d", relay.pid)
+        log.info("relay_gone", pid=relay.pid)
 
     def _report(self) -> None:
         if self._report_timer is not None:
@@ -434,10 +476,10 @@ def main(config: Config, allowed_users: frozenset[int] = frozenset()) -> int:
     try:
         asyncio.run(run(config, allowed_users))
     except ConfigError as exc:
-        log.error("%s", exc)
+        log.error("capture_ended", reason=exc)
         return EXIT_CONFIG
     except CaptureError as exc:
-        log.error("%s", exc)
+        log.error("capture_ended", reason=exc)
         return EXIT_NO_PERMISSION
     return 0
 
@@ -484,7 +526,10 @@ def _remove_stale(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
             return
-    raise OSError(errno.EADDRINUSE, "another capture service is running")
+    raise OSError(
+        errno.EADDRINUSE,
+        "another capture service is running; to record what it sees: gwmodule capture -w FILE",
+    )
 
 
 def _open_link_messages() -> socket.socket:

@@ -45,6 +45,7 @@ from gwmodule.wire.events import (
     SessionReset,
 )
 from gwmodule.wire.frames import NO_TOKEN, TOKEN_SIZE, CredentialMode, Priority, TlsMode
+from gwmodule.wire.functions import EXPLAIN, STATUS
 from gwmodule.wire.messages import (
     Call,
     Cancel,
@@ -62,6 +63,7 @@ from gwmodule.wire.messages import (
     StreamTarget,
 )
 from gwmodule.wire.mux import Mux, Side
+from gwmodule.wire.notices import NO_MAC, NO_UUID
 
 # The gateway answers a call at its deadline by itself; this much later it is not going to.
 _GRACE = 5.0
@@ -410,6 +412,45 @@ class Session:
             raise
         finally:
             self._calls.pop(number, None)
+
+    async def explain(
+        self,
+        *,
+        address: IPv4Address,
+        mac: bytes,
+        uuid: UUID,
+        pin: bytes = bytes(32),
+        deadline: float = 20.0,
+    ) -> Result:
+        """The gateway's checklist of why this device can be reached or not; without a login.
+        Errors as `call`.
+        """
+        return await self._ask_gateway(EXPLAIN, address, mac, uuid, pin, deadline)
+
+    async def status(self, deadline: float = 10.0) -> Result:
+        """What `gwmodule status` says there, `lockdown` among it. Errors as `call`."""
+        nobody = IPv4Address(0)
+        return await self._ask_gateway(STATUS, nobody, NO_MAC, NO_UUID, bytes(32), deadline)
+
+    async def _ask_gateway(
+        self,
+        function: str,
+        address: IPv4Address,
+        mac: bytes,
+        uuid: UUID,
+        pin: bytes,
+        deadline: float,
+    ) -> Result:
+        return await self.call(
+            function=function,
+            arguments=b"{}",
+            address=address,
+            mac=mac,
+            uuid=uuid,
+            credential=Credential(),
+            deadline=deadline,
+            pin=pin,
+        )
 
     def _cancel(self, number: int) -> None:
         if not self.ended:

@@ -15,7 +15,7 @@ import datetime
 import json
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
@@ -47,10 +47,14 @@ _INLINE = MAX_PAYLOAD - 64
 _CHUNK = 16384
 
 
+OwnFunction = Callable[[Call], Awaitable[dict[str, Any]]]
+
+
 @dataclass(slots=True)
 class _Running:
     task: asyncio.Task[None]
-    cancelled: bool = False
+    # Why it is not wanted any more; empty while it is.
+    cancelled: str = ""
     # In mode CHALLENGE, while the MSP is asked.
     asked: asyncio.Future[Responses] | None = None
 
@@ -63,12 +67,15 @@ class Calls:
         stream_open: Callable[[Session, int, IPv4Address], bool],
         tasks: asyncio.TaskGroup,
         counters: Counters,
+        own: Mapping[str, OwnFunction] | None = None,
     ) -> None:
         self._dial = dial
         self._release_device = release_device
         self._stream_open = stream_open
         self._tasks = tasks
         self._counters = counters
+        # Functions of the gateway itself (wire.functions); no device's, so not in its turn.
+        self._own = own or {}
         self._log = EventLog("gwmodule.calls")
         self._running: dict[tuple[Session, int], _Running] = {}
         self._devices: dict[bytes, _Turn] = {}
@@ -91,7 +98,7 @@ class Calls:
     def cancel(self, session: Session, number: int) -> None:
         running = self._running.get((session, number))
         if running is not None:
-            running.cancelled = True
+            running.cancelled = "cancelled by the MSP"
             # Behind the task's first step: one that is cancelled before it never answers.
             asyncio.get_running_loop().call_soon(running.task.cancel)
 
@@ -107,6 +114,18 @@ class Calls:
             if owner is session and running.asked is not None and not running.asked.done():
                 running.asked.set_result(Responses(number, reason="the session is over"))
 
+    def end_all(self, reason: str) -> int:
+        """End every call that runs or waits, each with this reason. Returns how many there were."""
+        for running in self._running.values():
+            running.cancelled = reason
+            asyncio.get_running_loop().call_soon(running.task.cancel)
+        return len(self._running)
+
+    def on_device(self, mac: bytes) -> int:
+        """How many calls run on a device, or wait for their turn there."""
+        turn = self._devices.get(mac)
+        return 0 if turn is None else turn.users
+
     # ---- one call -----------------------------------------------------------------------------
 
     async def _run(self, session: Session, call: Call) -> None:
@@ -114,21 +133,26 @@ class Calls:
         started = loop.time()
         client: WsmanClient | None = None
         try:
-            function = find(call.function)
-            arguments = validate(function, _arguments(call))
-            async with asyncio.timeout_at(started + call.deadline), self._turn(call.mac):
-                client = self._client(session, call, started + call.deadline)
-                async with client:
-                    context = self._context(session, call)
-                    body = await _execute(function, client, arguments, context)
+            if call.function in self._own:
+                async with asyncio.timeout_at(started + call.deadline):
+                    body = await self._own[call.function](call)
+            else:
+                function = find(call.function)
+                arguments = validate(function, _arguments(call))
+                async with asyncio.timeout_at(started + call.deadline), self._turn(call.mac):
+                    client = self._client(session, call, started + call.deadline)
+                    async with client:
+                        context = self._context(session, call)
+                        body = await _execute(function, client, arguments, context)
             code = Code.OK
         except TimeoutError:
             code = Code.DEADLINE
             body = {"error": f"no result within {call.deadline:g} s"}
         except asyncio.CancelledError:
-            if not self._running[session, call.call].cancelled:
+            reason = self._running[session, call.call].cancelled
+            if not reason:
                 raise
-            code, body = Code.CANCELLED, {"error": "cancelled by the MSP"}
+            code, body = Code.CANCELLED, {"error": reason}
         except GatewayError as exc:
             code, body = getattr(exc, "code", Code.INTERNAL), describe(exc)
         except Exception:
@@ -250,11 +274,11 @@ class _Turn:
 
     def __init__(self, forget: Callable[[], object]) -> None:
         self._lock = asyncio.Lock()
-        self._users = 0
+        self.users = 0
         self._forget = forget
 
     async def __aenter__(self) -> None:
-        self._users += 1
+        self.users += 1
         try:
             await self._lock.acquire()
         except BaseException:
@@ -266,8 +290,8 @@ class _Turn:
         self._leave()
 
     def _leave(self) -> None:
-        self._users -= 1
-        if not self._users:
+        self.users -= 1
+        if not self.users:
             self._forget()
 
 

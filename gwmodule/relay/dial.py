@@ -59,6 +59,22 @@ class LanDialer:
             raise
         return sock
 
+    def interface(self, address: IPv4Address) -> str:
+        """The LAN interface that leads to `address`; PolicyRefused says why there is none."""
+        return self._policy.check_address(self._watcher.model, address)
+
+    async def resolve(self, address: IPv4Address, ifname: str, within: float) -> bytes:
+        """Who the kernel says is at `address`. DeviceUnreachable when nobody answers ARP."""
+        try:
+            async with asyncio.timeout(within):
+                return await self._watcher.resolve(address, ifname)
+        except TimeoutError as exc:
+            raise DeviceUnreachable(
+                f"{address} did not answer ARP on {ifname} within {within:g} s"
+            ) from exc
+        except OSError as exc:
+            raise DeviceUnreachable(f"{address}: {exc.strerror or exc}") from exc
+
     async def udp_socket(
         self, address: IPv4Address, port: int, mac: bytes, within: float | None = None
     ) -> socket.socket:

@@ -9,7 +9,6 @@ notice.
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -18,13 +17,14 @@ from typing import TypeAlias, cast
 from uuid import UUID
 
 from gwmodule.capture.hello import HelloError, HelloReader, ParsedHello
+from gwmodule.telemetry import EventLog
 
 # A device writes its Hello at once; a slow network may take a few retransmissions.
 TIME_LIMIT = 10.0
 MAX_CONNECTIONS = 64
 MAX_CONNECTIONS_PER_SOURCE = 4
 
-log = logging.getLogger(__name__)
+log = EventLog("gwmodule.relay")
 
 # uuid, source address, version, retry count, the message as received
 OnHello: TypeAlias = Callable[[UUID, IPv4Address, int, int, bytes], None]
@@ -68,7 +68,7 @@ class HelloListener:
         wanted = set(addresses)
         for place in self._servers.keys() - wanted:
             self._servers.pop(place).close()
-            log.info("no longer listening on %s %s", *place)
+            log.info("listener_closed", interface=place[0], address=place[1])
         self._failed = {place: why for place, why in self._failed.items() if place in wanted}
         loop = asyncio.get_running_loop()
         for place in sorted(wanted - self._servers.keys()):
@@ -82,11 +82,11 @@ class HelloListener:
             except OSError as exc:
                 reason = exc.strerror or str(exc)
                 if self._failed.get(place) != reason:
-                    log.warning("cannot listen on %s port %d: %s", address, self._port, reason)
+                    log.warning("listener_failed", address=address, port=self._port, reason=reason)
                 self._failed[place] = reason
             else:
                 self._failed.pop(place, None)
-                log.info("listening for Hellos on %s %s port %d", ifname, address, self._port)
+                log.info("listener_open", interface=ifname, address=address, port=self._port)
 
     async def close(self) -> None:
         """Stop listening and drop the connections."""

@@ -7,8 +7,9 @@ checked in the order of `Rule`, cheapest first, and every refusal names its numb
 from __future__ import annotations
 
 import enum
+import math
 from ipaddress import IPv4Address, IPv6Address
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gwmodule.config import Config
 from gwmodule.errors import PolicyRefused
@@ -17,11 +18,16 @@ from gwmodule.wire.notices import NO_MAC, format_mac
 
 # AMT's registered ports: WS-Man 16992 and 16993, redirection 16994 and 16995.
 AMT_PORTS = frozenset(range(16992, 16996))
+# What the MSP and its technician are told, word for word.
+LOCKED_DOWN = "locked down at the gateway"
+# Seconds; a lockdown that should last longer than a day is `relay.lockdown`.
+MAX_LOCKDOWN = 86400
 
 
 class Rule(enum.StrEnum):
     """Names of the rules: `PolicyRefused.rule` and the keys of `Policy.counters`."""
 
+    LOCKED_DOWN = "locked-down"
     NOT_IPV4 = "not-ipv4"
     PORT = "port"
     SPECIAL_ADDRESS = "special-address"
@@ -35,6 +41,25 @@ class Rule(enum.StrEnum):
     OTHER_MAC = "other-mac"
 
 
+class Lockdown:
+    """The owner's switch: while it is on, the MSP reaches nothing in the LAN. Kept in RAM only."""
+
+    def __init__(self, on: bool) -> None:
+        self._until = math.inf if on else -math.inf
+
+    def switch(self, on: bool, now: float, seconds: float | None = None) -> None:
+        """`seconds` is after how long `on` ends by itself; None is never."""
+        self._until = -math.inf if not on else math.inf if seconds is None else now + seconds
+
+    def active(self, now: float) -> bool:
+        return now < self._until
+
+    def as_json(self, now: float) -> dict[str, Any]:
+        timed = self.active(now) and self._until != math.inf
+        left = round(self._until - now, 1) if timed else None
+        return {"on": self.active(now), "seconds_left": left}
+
+
 class Policy:
     """Pure: the answers depend on the configuration and the model that is handed in."""
 
@@ -43,6 +68,12 @@ class Policy:
         self._ports = AMT_PORTS | {int(port) for port in config.streams.extra_ports}
         # Refusals by rule since the start.
         self.counters = {rule.value: 0 for rule in Rule}
+        self.lockdown = Lockdown(config.relay.lockdown)
+
+    def check_access(self, now: float) -> None:
+        """For what the MSP asks, before everything else; our own probes go on. PolicyRefused."""
+        if self.lockdown.active(now):
+            self._refuse(Rule.LOCKED_DOWN, LOCKED_DOWN)
 
     def check(
         self,

@@ -134,6 +134,18 @@ class Streams:
             stream.reset(Code.POWER_ACTION, reason)
         return len(mine)
 
+    def reset_all(self, code: Code, reason: str) -> int:
+        """Cut off the MSP from every device. Returns how many streams there were."""
+        streams = list(self._streams.values())
+        for stream in streams:
+            stream.reset(code, reason)
+        return len(streams)
+
+    def to_device(self, address: IPv4Address) -> tuple[int, int]:
+        """How many streams are open to a device, and how many of them are held."""
+        mine = [s.target for s in self._streams.values() if s.target.address == address]
+        return len(mine), sum(target.hold for target in mine)
+
     def close(self) -> None:
         """The relay stops: the devices see it at once."""
         for stream in list(self._streams.values()):

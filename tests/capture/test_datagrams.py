@@ -8,11 +8,16 @@ from hypothesis import strategies as st
 
 from gwmodule.capture.datagrams import (
     MAX_DATAGRAM,
+    MAX_FRAME,
     Counters,
+    Recorded,
     Seen,
     build_counters,
+    build_frame,
+    build_record,
     build_seen,
     parse_datagram,
+    parse_record,
 )
 from gwmodule.errors import FrameLayoutError
 from gwmodule.wire.notices import MAX_HELLO, Hello, Lease, LeaseEnd, Source, build_observation
@@ -76,3 +81,22 @@ def test_anything_else_is_a_layout_error(data: bytes) -> None:
 def test_garbage_raises_only_layout_errors(data: bytes) -> None:
     with contextlib.suppress(FrameLayoutError):
         parse_datagram(data)
+
+
+def test_a_request_for_frames_comes_back_and_nothing_else_is_one() -> None:
+    assert parse_record(build_record(100, 60.0)) == (100, 60.0)
+    for garbage in (b"", b"\x04", build_record(1, 1.0)[:-1], build_record(1, 1.0) + b"x", b"hello"):
+        assert parse_record(garbage) is None
+
+
+@given(st.binary(min_size=1, max_size=MAX_FRAME + 100), st.floats(0, 1e9))
+def test_a_frame_comes_back_whole_or_cut_with_its_length(frame: bytes, at: float) -> None:
+    datagram = build_frame(frame, at)
+    assert len(datagram) <= MAX_DATAGRAM
+    assert parse_datagram(datagram) == Recorded(frame[:MAX_FRAME], len(frame), at)
+
+
+@pytest.mark.parametrize("size", [1, 12, MAX_DATAGRAM + 1])
+def test_a_recorded_frame_of_an_impossible_size_is_refused(size: int) -> None:
+    with pytest.raises(FrameLayoutError, match="recorded frame of"):
+        parse_datagram(b"\x05" + bytes(size - 1))

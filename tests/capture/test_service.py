@@ -19,7 +19,15 @@ from typing import Any, cast
 
 import pytest
 
-from gwmodule.capture.datagrams import MAX_DATAGRAM, Counters, Datagram, Seen, parse_datagram
+from gwmodule.capture.datagrams import (
+    MAX_DATAGRAM,
+    Counters,
+    Datagram,
+    Recorded,
+    Seen,
+    build_record,
+    parse_datagram,
+)
 from gwmodule.capture.dissect import load_dissector
 from gwmodule.capture.observer import Observer
 from gwmodule.capture.service import (
@@ -97,6 +105,7 @@ class Relay:
             datagram = await self.datagram()
             if isinstance(datagram, Seen):
                 return datagram
+            assert isinstance(datagram, Counters)
             self.counters.append(datagram.values)
 
     async def datagram(self) -> Datagram:
@@ -262,6 +271,53 @@ async def test_more_frames_than_one_turn_takes_are_all_read(tmp_path: Path) -> N
         run.sniffer.put(*(dhcp_frame(ack(mac=mac)) for mac in macs))
         leases = [(await relay.next()).observation for _ in macs]
     assert leases == [Lease(mac, PC, 3600) for mac in macs]
+
+
+async def test_frames_are_copied_to_who_asked_and_no_longer_than_asked(tmp_path: Path) -> None:
+    frame, garbage = dhcp_frame(ack()), b"\xff" * 60
+    async with running(tmp_path) as run, run.relay() as asking, run.relay() as other:
+        await asking.datagram()
+        await other.datagram()
+        asking.socket.send(build_record(2, 60.0))
+        await turns()
+        # Also what is no valid message: that is what somebody looks for.
+        run.sniffer.put(garbage, frame, frame)
+        recorded = [await asking.datagram() for _ in range(2)]
+        assert [d.frame for d in recorded if isinstance(d, Recorded)] == [garbage, frame]
+        assert isinstance(await asking.datagram(), Seen)
+        assert (await other.next()).observation == LEASE
+
+
+@pytest.mark.parametrize("request_", [build_record(0, 0.0), build_record(5, 0.0)])
+async def test_a_request_that_is_over_copies_nothing(tmp_path: Path, request_: bytes) -> None:
+    async with running(tmp_path) as run, run.relay() as relay:
+        await relay.datagram()
+        relay.socket.send(build_record(5, 60.0))
+        relay.socket.send(request_)
+        await turns()
+        await asyncio.sleep(0.01)
+        run.sniffer.put(dhcp_frame(ack()))
+        assert isinstance(await relay.datagram(), Seen)
+
+
+async def test_copies_never_take_the_room_of_observations(tmp_path: Path) -> None:
+    macs = [b"\x02" + number.to_bytes(5, "big") for number in range(400)]
+    frames = [dhcp_frame(ack(mac=mac)) + bytes(8000) for mac in macs]
+    async with running(tmp_path) as run, run.relay() as stalled:
+        await stalled.datagram()
+        stalled.socket.send(build_record(400, 60.0))
+        await turns()
+        run.sniffer.put(*frames)
+        await wait_for(lambda: not run.sniffer.frames)
+        await turns()
+        seen = 0
+        while seen < len(macs):
+            seen += isinstance(await stalled.datagram(), Seen)
+        async with run.relay() as late:
+            counters = await late.datagram()
+    assert isinstance(counters, Counters)
+    assert counters.values["frames_dropped"] > 0
+    assert counters.values["outbox_dropped"] == 0
 
 
 async def test_an_interface_that_fails_does_not_end_the_service(tmp_path: Path) -> None:

@@ -162,3 +162,23 @@ def test_only_the_one_right_target_gets_through(
         assert not right
     else:
         assert right
+
+
+def test_a_lockdown_refuses_everything_until_it_is_over() -> None:
+    policy = Policy(parse({}))
+    policy.check_access(0.0)
+    policy.lockdown.switch(True, 10.0, 5.0)
+    assert policy.lockdown.as_json(12.0) == {"on": True, "seconds_left": 3.0}
+    with pytest.raises(PolicyRefused, match=r"^locked down at the gateway$") as refused:
+        policy.check_access(14.9)
+    assert (refused.value.rule, policy.counters["locked-down"]) == ("locked-down", 1)
+    policy.check_access(15.0)
+    policy.lockdown.switch(True, 20.0)
+    assert policy.lockdown.as_json(1e9) == {"on": True, "seconds_left": None}
+    policy.lockdown.switch(False, 30.0)
+    policy.check_access(30.0)
+
+
+def test_the_configuration_decides_how_it_starts() -> None:
+    with pytest.raises(PolicyRefused, match="locked down"):
+        Policy(parse({"relay": {"lockdown": True}})).check_access(0.0)
