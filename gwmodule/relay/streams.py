@@ -268,14 +268,14 @@ class _Stream:
                 self.reset(Code.CONNECTION_LOST, f"the device's connection broke: {exc.strerror}")
                 return
             self.bytes_to_device += sent
-            if credited:
-                self.session.mux.consume(self.channel, sent, self._loop.time())
+            if credited and self.session.mux.consume(self.channel, sent, self._loop.time()):
+                self.session.flush_soon()
             if sent == len(chunk):
                 self._to_device.popleft()
             else:
                 self._to_device[0] = (chunk[sent:], credited)
-        self._watch_writable(False)
-        self.session.flush_soon()
+        if self._writing:
+            self._watch_writable(False)
         if self._eof_to_device and not self._shut_down:
             self._shut_down = True
             # The device may have closed first: then its EOF or RST is on the way to us.

@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import socket
 import struct
-from collections.abc import Callable
 from typing import Protocol
 
 from gwmodule.errors import GatewayError, LinkLost, RemoteProtocolError
@@ -47,7 +46,10 @@ class Machine(Protocol):
 
     def receive_data(self, data: bytes, now: float) -> None: ...
     def data_to_send(self, budget: int) -> bytes: ...
-    def next_timeout(self) -> float | None: ...
+
+    def next_timeout(self) -> float | None:
+        """What is received and sent may move it later, never earlier: only `handle_timeout` may."""
+
     def handle_timeout(self, now: float) -> None: ...
 
 
@@ -83,6 +85,7 @@ class Link:
         self._flush_scheduled = False
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timed: Machine | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._notsent_lowat = NOTSENT_LOWAT
         # What may go to the kernel before it has to be asked how much lies there unsent.
@@ -104,7 +107,10 @@ class Link:
         if self._tls is None:
             self._loop.call_soon(self._ready)
         else:
-            self._guard(self._advance_handshake)
+            try:
+                self._advance_handshake()
+            except (GatewayError, OSError) as exc:
+                self._fail(exc)
         # A peer that never says a word must meet the machine's deadline too.
         self._arm_timer()
 
@@ -143,6 +149,21 @@ class Link:
     def abort(self, reason: GatewayError) -> None:
         self._lose(reason)
 
+    def pause_reading(self) -> None:
+        """The peer waits, held by TCP, while somebody decides what becomes of it."""
+        if not self._closed:
+            self._loop.remove_reader(self._fd)
+
+    def resume_reading(self, data: bytes = b"") -> None:
+        """Go on; `data` was read before the pause, and the machine of now has not seen it."""
+        if self._closed:
+            return
+        self._loop.add_reader(self._fd, self._on_readable)
+        machine = self.machine
+        if data and machine is not None:
+            self._guard(lambda: machine.receive_data(data, self._loop.time()))
+        self._progress()
+
     @property
     def rtt(self) -> float:
         """The kernel's estimate in seconds, from the handshake on; 0 when there is none."""
@@ -161,14 +182,22 @@ class Link:
 
     def write(self, data: bytes) -> None:
         """Bytes that come before anything the machine has to say (first frames, GOAWAY)."""
-        self._encrypt(data)
-        self._guard(self._drain)
+        self._pending += data if self._tls is None else self._tls.encrypt(data)
+        try:
+            self._drain()
+        except (GatewayError, OSError) as exc:
+            self._fail(exc)
 
     def flush(self) -> None:
         """Write what the machine has, as far as the kernel should hold it; re-arm the timer."""
         self._flush_scheduled = False
-        if not self._closed:
-            self._guard(self._drain)
+        if self._closed:
+            return
+        try:
+            self._drain()
+        except (GatewayError, OSError) as exc:
+            self._fail(exc)
+        if self._timer is None or self._timed is not self.machine:
             self._arm_timer()
 
     def flush_soon(self) -> None:
@@ -197,18 +226,12 @@ class Link:
                 return
             data = b"" if self.machine is None else self.machine.data_to_send(self._budget)
             if data:
-                self._encrypt(data)
+                self._pending += data if self._tls is None else self._tls.encrypt(data)
             if len(data) < self._budget and (not self._pending or self._send_pending()):
                 # All that the machine has is on its way.
                 break
-        self._disarm_writer()
-
-    def _encrypt(self, data: bytes) -> None:
-        if self._tls is None:
-            self._pending += data
-        else:
-            self._tls.encrypt(data)
-            self._pending += self._tls.data_to_send()
+        if self._writer_armed:
+            self._disarm_writer()
 
     def _send_pending(self) -> bool:
         """Hand bytes to the kernel; True when all are gone."""
@@ -236,17 +259,19 @@ class Link:
             self._stall = self._loop.call_later(_STALL_CHECK, self._on_stall)
 
     def _disarm_writer(self) -> None:
-        if self._writer_armed:
-            self._writer_armed = False
-            self._loop.remove_writer(self._fd)
-            if self._stall is not None:
-                self._stall.cancel()
-                self._stall = None
+        self._writer_armed = False
+        self._loop.remove_writer(self._fd)
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
 
     def _on_writable(self) -> None:
-        self._guard(self._drain)
-        # Queues have fallen: their sources may go on.
-        self._progress()
+        try:
+            self._drain()
+            # Queues have fallen: their sources may go on.
+            self._progress()
+        except (GatewayError, OSError) as exc:
+            self._fail(exc)
 
     def _on_stall(self) -> None:
         self._stall = self._loop.call_later(_STALL_CHECK, self._on_stall)
@@ -294,7 +319,10 @@ class Link:
     # ---- input --------------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
-        self._guard(self._read)
+        try:
+            self._read()
+        except (GatewayError, OSError) as exc:
+            self._fail(exc)
 
     def _read(self) -> None:
         try:
@@ -338,14 +366,14 @@ class Link:
     # ---- time and end -------------------------------------------------------------------------
 
     def _arm_timer(self) -> None:
-        when = None if self.machine is None else self.machine.next_timeout()
+        """For a new machine, and again when it fired: a deadline that was moved later meanwhile
+        makes it fire early, which is cheaper than a new timer for each frame.
+        """
         if self._timer is not None:
-            if when is not None and self._timer.when() <= when:
-                # Fires early at worst, and then arms itself again: cheaper than a new timer for
-                # each frame that moves the deadline.
-                return
             self._timer.cancel()
             self._timer = None
+        self._timed = self.machine
+        when = None if self.machine is None else self.machine.next_timeout()
         if when is not None and not self._closed:
             self._timer = self._loop.call_at(when, self._on_timer)
 
@@ -355,22 +383,24 @@ class Link:
             self.machine.handle_timeout(self._loop.time())
             self._progress()
 
-    def _guard(self, step: Callable[[], None]) -> None:
-        """Run one step; whatever ends the connection is translated here and nowhere else."""
-        try:
-            step()
-        except RemoteProtocolError as exc:
-            self.close(GoAway(exc.code, str(exc)[:200]), exc)
-        except LinkLost as exc:
-            self._lose(exc)
-        except OSError as exc:
-            self._lose(LinkLost(exc.strerror or str(exc)))
+    def _fail(self, exc: GatewayError | OSError) -> None:
+        """Whatever ends the connection is translated here and nowhere else."""
+        match exc:
+            case RemoteProtocolError():
+                self.close(GoAway(exc.code, str(exc)[:200]), exc)
+            case LinkLost():
+                self._lose(exc)
+            case OSError():
+                self._lose(LinkLost(exc.strerror or str(exc)))
+            case _:
+                raise exc
 
     def _lose(self, reason: GatewayError, *, linger: bool = False) -> None:
         if self._closed:
             return
         self._closed = True
-        self._disarm_writer()
+        if self._writer_armed:
+            self._disarm_writer()
         self._loop.remove_reader(self._fd)
         if self._timer is not None:
             self._timer.cancel()

@@ -23,7 +23,9 @@ from gwmodule.wire.credit import ReceiveWindow, SendWindow
 from gwmodule.wire.frames import Priority
 
 
-class State(enum.Enum):
+# Integers because each DATA looks into the table: the hash of a plain enumeration's member is a
+# call in Python.
+class State(enum.IntEnum):
     OPENING = enum.auto()
     OFFERED = enum.auto()
     OPEN = enum.auto()
@@ -35,7 +37,7 @@ class State(enum.Enum):
     CLOSED = enum.auto()
 
 
-class Input(enum.Enum):
+class Input(enum.IntEnum):
     ACCEPT_SENT = enum.auto()
     ACCEPT_RECEIVED = enum.auto()
     REFUSE_SENT = enum.auto()

@@ -218,17 +218,15 @@ class Mux:
 
     def data_to_send(self, budget: int) -> bytes:
         """About `budget` bytes of whole frames, at least one frame if there is any."""
-        if not self._attached:
-            return b""
         frames: list[bytes] = []
         size = 0
-        while size < budget:
+        while size < budget and self._has_output():
             frame = self._next_frame()
             if frame is None:
                 break
             frames.append(frame)
             size += len(frame)
-        return b"".join(frames)
+        return frames[0] if len(frames) == 1 else b"".join(frames)
 
     def next_timeout(self) -> float | None:
         """When `handle_timeout` wants to be called next, in the loop's time."""
@@ -321,23 +319,27 @@ class Mux:
         self._credits.pop(number, None)
         self._answer_end(FrameType.RESET, number, code, reason)
 
-    def consume(self, number: int, size: int, now: float) -> None:
-        """Give back `size` bytes of a DataReceived; the peer may send as much again."""
+    def consume(self, number: int, size: int, now: float) -> bool:
+        """Give back `size` bytes of a DataReceived; the peer may send as much again.
+
+        True when that is worth telling the peer: flush then.
+        """
         channel = self._channels.get(number)
         if channel is None:
             self._consume_rest(number, size)
-            return
+            return False
         if channel.state in RESETTING:
-            return
+            return False
         window = channel.receive_window
         limit = window.consume(size)
         if limit is None or channel.state is State.HALF_CLOSED_REMOTE:
-            return
+            return False
         if channel.priority is Priority.BULK and window.wants_growth(now, self.rtt):
             extra = min(window.size, self._config.bulk_window_cap - window.size)
             if extra > 0 and self._pool.reserve(extra):
                 limit = window.grow(window.size + extra)
         self._credits[number] = limit
+        return True
 
     def send_message(self, message: Message) -> None:
         """Queue a control message; FrameSizeError when it does not fit into one frame."""
@@ -385,6 +387,23 @@ class Mux:
 
     # ---- output -------------------------------------------------------------------------------
 
+    def _has_output(self) -> bool:
+        """Whether to walk through all queues for a frame, which mostly ends with none: after each
+        keystroke the link asks once more than there are frames.
+        """
+        return self._attached and bool(
+            self._ready[Priority.INTERACTIVE]
+            or self._ready[Priority.BULK]
+            or self._credits
+            or self._messages
+            or self._answers
+            or self._link_frames
+            or self._replaying
+            or self._pong is not None
+            or self._ack_frames >= ACK_FRAMES
+            or self._ack_bytes >= ACK_BYTES
+        )
+
     def _next_frame(self) -> bytes | None:
         if self._link_frames:
             return self._link_frames.popleft()
@@ -409,14 +428,14 @@ class Mux:
             return None
         if self._answers:
             return self._sequence(self._answers.popleft())
+        if not self._ready[Priority.BULK] or self._next_ready(Priority.BULK) is None:
+            self._bulk_owed = 0
+            frame = self._next_urgent()
+            return None if frame is None else self._sequence(frame)
         # Bytes that went before waiting bulk; each byte of bulk pays for `others` of them.
         others = self._config.bulk_share - 1
-        if self._next_ready(Priority.BULK) is None:
-            self._bulk_owed = 0
-            frame = self._next_message() or self._next_data(Priority.INTERACTIVE)
-            return None if frame is None else self._sequence(frame)
         if self._bulk_owed < self.bulk_chunk * others:
-            frame = self._next_message() or self._next_data(Priority.INTERACTIVE)
+            frame = self._next_urgent()
             if frame is not None:
                 self._bulk_owed += len(frame)
                 return self._sequence(frame)
@@ -425,14 +444,13 @@ class Mux:
         self._bulk_owed = max(self._bulk_owed - len(frame) * others, 0)
         return self._sequence(frame)
 
-    def _next_message(self) -> bytes | None:
-        if not self._messages:
-            return None
-        size = len(self._messages[0]) - HEADER_SIZE
-        if size > self._control_out.available:
-            return None
-        self._control_out.sent += size
-        return self._messages.popleft()
+    def _next_urgent(self) -> bytes | None:
+        if self._messages:
+            size = len(self._messages[0]) - HEADER_SIZE
+            if size <= self._control_out.available:
+                self._control_out.sent += size
+                return self._messages.popleft()
+        return self._next_data(Priority.INTERACTIVE)
 
     def _next_ready(self, priority: Priority) -> Channel | None:
         """The channel whose turn it is; entries that went stale are dropped on the way."""
@@ -462,7 +480,7 @@ class Mux:
         if channel.was_full and channel.queued < SEND_QUEUE[priority] // 2:
             channel.was_full = False
             self._events.append(ChannelWritable(channel.number))
-        if channel.sendable:
+        if (channel.queue or channel.eof_queued) and channel.sendable:
             ready.append(channel.number)
         return codec.build_frame(FrameType.DATA, channel.number, data)
 

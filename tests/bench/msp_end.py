@@ -13,6 +13,7 @@ import contextlib
 import json
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
@@ -23,11 +24,12 @@ import uvloop
 
 from gwmodule.errors import ChannelReset, Code
 from gwmodule.msp.listener import GatewayListener, ListenerConfig
+from gwmodule.msp.registry import Event
 from gwmodule.msp.session import Sessions, Stream
 from gwmodule.telemetry import start_logging
 from gwmodule.wire.frames import Priority
 from gwmodule.wire.messages import StreamTarget
-from gwmodule.wire.notices import NO_MAC, Observation
+from gwmodule.wire.notices import NO_MAC
 
 GATEWAY = "bench-gateway"
 _DEVICE = IPv4Address("127.0.0.1")
@@ -38,29 +40,11 @@ _DRAIN = 16 * 1024
 class OpenRegistry:
     """Knows every gateway whose certificate the listener has verified, and keeps nothing."""
 
-    def is_gateway_allowed(self, gateway: str, fingerprint: str) -> bool:
+    async def is_gateway_allowed(self, gateway: str, fingerprint: str) -> bool:
         return True
 
-    def gateway_connected(
-        self, gateway: str, fingerprint: str, address: str, port: int, software: str, at: float
-    ) -> None: ...
-
-    def gateway_disconnected(self, gateway: str, at: float) -> None: ...
-
-    def observe(
-        self,
-        gateway: str,
-        address: str,
-        port: int,
-        observation: Observation,
-        age: float,
-        at: float,
-    ) -> None: ...
-
-    def stored_digest(self, gateway: str) -> bytes | None:
-        return None
-
-    def commit(self) -> None: ...
+    async def record(self, events: Sequence[Event]) -> list[bool]:
+        return [False] * len(events)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +124,8 @@ class Tool(asyncio.Protocol):
             self._transport.resume_reading()
             while data := await self._stream.read():
                 self._transport.write(data)
-                await self._room.wait()
+                if not self._room.is_set():
+                    await self._room.wait()
             self._transport.write_eof()
         except ChannelReset:
             self._transport.abort()

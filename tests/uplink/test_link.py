@@ -45,6 +45,8 @@ class Machine:
         return self.timeout
 
     def handle_timeout(self, now: float) -> None:
+        if self.timeout is None or now < self.timeout:
+            return
         self.timeouts += 1
         self.timeout = None
 
@@ -87,6 +89,27 @@ async def plain() -> AsyncIterator[tuple[Link, Machine, Owner, socket.socket]]:
 async def read(far: socket.socket) -> bytes:
     async with asyncio.timeout(5):
         return await asyncio.get_running_loop().sock_recv(far, 1 << 20)
+
+
+async def test_another_machine_brings_its_own_deadline() -> None:
+    async with plain() as (link, machine, _, _far):
+        machine.timeout = asyncio.get_running_loop().time() + 60
+        link.flush()
+        link.machine = successor = Machine()
+        successor.timeout = asyncio.get_running_loop().time() + 0.05
+        link.flush()
+        await until(lambda: successor.timeouts == 1)
+        assert machine.timeouts == 0
+
+
+async def test_a_deadline_that_moved_later_is_still_met() -> None:
+    async with plain() as (link, machine, _, _far):
+        loop = asyncio.get_running_loop()
+        machine.timeout = loop.time() + 0.02
+        link.flush()
+        later = machine.timeout = loop.time() + 0.1
+        await until(lambda: machine.timeouts == 1)
+        assert loop.time() >= later
 
 
 async def test_what_the_machine_has_is_written_and_what_comes_is_fed() -> None:

@@ -321,10 +321,10 @@ def test_the_sender_stops_at_the_limit_and_goes_on_when_it_rises() -> None:
     pair.deliver()
     received = sum(len(e.data) for e in events(pair.gateway) if isinstance(e, DataReceived))
     assert received == SMALL.interactive_window
-    pair.gateway.consume(number, 8 * 1024 - 1, 0.0)
+    assert not pair.gateway.consume(number, 8 * 1024 - 1, 0.0)
     pair.deliver()
     assert events(pair.gateway) == []
-    pair.gateway.consume(number, 1, 0.0)
+    assert pair.gateway.consume(number, 1, 0.0)
     pair.deliver()
     assert events(pair.gateway) == [DataReceived(number, bytes(4 * 1024))]
 
