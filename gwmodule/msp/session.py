@@ -84,9 +84,11 @@ class Stream:
         self._incoming: deque[bytes] = deque()
         self._eof = False
         self._ended: ChannelReset | None = None
-        self._readable = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        # A future a wait, not an asyncio.Event: one reader, and each keystroke wakes it.
+        self._readable: asyncio.Future[None] = self._loop.create_future()
         self._writable = asyncio.Event()
-        self._accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._accepted: asyncio.Future[None] = self._loop.create_future()
 
     @property
     def priority(self) -> Priority:
@@ -104,9 +106,9 @@ class Stream:
                 raise self._ended
             if self._eof:
                 return b""
-            self._readable.clear()
+            self._readable = self._loop.create_future()
             if self._hold is None:
-                await self._readable.wait()
+                await self._readable
             elif heartbeat := await self._wait_held(self._hold):
                 return heartbeat
         data = self._incoming.popleft()
@@ -120,13 +122,17 @@ class Stream:
         """Until there is something to read, or a heartbeat for the tool is due."""
         try:
             async with asyncio.timeout_at(hold.next_timeout()):
-                await self._readable.wait()
+                await self._readable
         except TimeoutError:
             return hold.handle_timeout(self._now())
         return b""
 
+    def _wake_reader(self) -> None:
+        if not self._readable.done():
+            self._readable.set_result(None)
+
     def _now(self) -> float:
-        return asyncio.get_running_loop().time()
+        return self._loop.time()
 
     def write(self, data: bytes) -> None:
         """Queue one chunk; `drain` before the next. ChannelReset when the stream broke."""
@@ -135,7 +141,7 @@ class Stream:
         if self._hold is not None:
             self._hold.to_device(data, self._now())
             # A reader waits by the timeouts of before.
-            self._readable.set()
+            self._wake_reader()
         self._session.mux.send(self._channel, data)
         # At once: the next loop turn would cost a keystroke one more look at every socket.
         self._session.flush()
@@ -162,11 +168,11 @@ class Stream:
 
     def data_received(self, data: bytes) -> None:
         self._incoming.append(data)
-        self._readable.set()
+        self._wake_reader()
 
     def eof_received(self) -> None:
         self._eof = True
-        self._readable.set()
+        self._wake_reader()
 
     def accepted(self) -> None:
         if not self._accepted.done():
@@ -183,7 +189,7 @@ class Stream:
             self._accepted.set_exception(reason)
             # The opener may have been cancelled; then nobody fetches this.
             self._accepted.exception()
-        self._readable.set()
+        self._wake_reader()
         self._writable.set()
 
     async def opened(self) -> None:
@@ -478,8 +484,8 @@ class Session:
         return stream
 
     def consumed(self, channel: int, size: int) -> None:
-        self.mux.consume(channel, size, self._loop.time())
-        self.flush_soon()
+        if self.mux.consume(channel, size, self._loop.time()):
+            self.flush_soon()
 
     def reset_stream(self, channel: int, code: Code, reason: str) -> None:
         if self._streams.pop(channel, None) is not None:
