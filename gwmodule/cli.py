@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gwmodule import __version__
-from gwmodule.config import Config, load
+from gwmodule.config import Config, load, with_credentials
 from gwmodule.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
@@ -126,10 +126,17 @@ def _relay(config: Config, arguments: argparse.Namespace) -> int:
     from gwmodule.gateway import run_relay
     from gwmodule.telemetry import start_logging
 
-    _require_runnable(config, arguments.config)
+    def runnable(config: Config) -> Config:
+        # Of LoadCredential= in the unit.
+        if credentials := os.environ.get("CREDENTIALS_DIRECTORY"):
+            config = with_credentials(config, Path(credentials))
+        _require_runnable(config, arguments.config)
+        return config
+
+    config = runnable(config)
     _be_expendable()
     start_logging(config.log.level)
-    return run_relay(config)
+    return run_relay(config, lambda: runnable(load(Path(arguments.config))))
 
 
 def add_capture_verb(verbs: Verbs) -> None:
