@@ -81,6 +81,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gwmodule.msp.seam",
         "gwmodule.msp.subprotocol",
         "gwmodule.msp.session",
+        "gwmodule.msp.tables",
         "gwmodule.msp.terminal",
         "gwmodule.msp.tls",
         "gwmodule.msp.webrelay",

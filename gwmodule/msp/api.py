@@ -51,17 +51,10 @@ from aiohttp import web
 from gwmodule import __version__
 from gwmodule.amt.digest import ha1
 from gwmodule.errors import AmtError, Code, ConfigError, LinkLost
+from gwmodule.msp.database import RegistryError
 from gwmodule.msp.pki import Authority
-from gwmodule.msp.registry import (
-    NO_PIN,
-    Device,
-    Gateway,
-    Host,
-    Registry,
-    RegistryConflict,
-    RegistryError,
-    State,
-)
+from gwmodule.msp.records import NO_PIN, Device, Gateway, Host, State
+from gwmodule.msp.registry import Registry, RegistryConflict
 from gwmodule.msp.seam import SessionSeam, SessionsSeam
 from gwmodule.msp.subprotocol import CLOSE_BASE, MAX_MESSAGE, SUBPROTOCOL, close_reason
 from gwmodule.msp.webrelay import Ending, WebRelay
@@ -273,11 +266,11 @@ class Api:
     # Reading the registry.
 
     async def _healthz(self, _: web.Request) -> web.Response:
-        self._registry.gateway("")
+        await self._registry.gateway("")
         return _json({"status": "ok", "version": __version__})
 
     async def _gateways(self, _: web.Request) -> web.Response:
-        return _json([self._gateway_json(gateway) for gateway in self._registry.gateways()])
+        return _json([self._gateway_json(gateway) for gateway in await self._registry.gateways()])
 
     async def _devices(self, request: web.Request) -> web.Response:
         query = _query(
@@ -291,7 +284,7 @@ class Api:
         wanted = prefix.replace("-", "").lower()
         found = [
             shown
-            for device in self._registry.devices()
+            for device in await self._registry.devices()
             if device.uuid.hex.startswith(wanted)
             if device.hostname == query.get("hostname", device.hostname)
             if device.gateway == query.get("gateway", device.gateway)
@@ -305,7 +298,7 @@ class Api:
         return _json(page)
 
     async def _stats(self, _: web.Request) -> web.Response:
-        devices = [self._device_json(device) for device in self._registry.devices()]
+        devices = [self._device_json(device) for device in await self._registry.devices()]
         connected = sum(device["connectionStatus"] for device in devices)
         return _json(
             {
@@ -317,14 +310,14 @@ class Api:
         )
 
     async def _device(self, request: web.Request) -> web.Response:
-        return _json(self._device_json(self._find(request.match_info["guid"])))
+        return _json(self._device_json(await self._find(request.match_info["guid"])))
 
     async def _candidates(self, _: web.Request) -> web.Response:
-        return _json([self._host_json(host) for host in self._registry.candidates()])
+        return _json([self._host_json(host) for host in await self._registry.candidates()])
 
     async def _audit(self, request: web.Request) -> web.Response:
         query = _query(request, "guid", "limit")
-        uuid = self._find(query["guid"]).uuid if "guid" in query else None
+        uuid = (await self._find(query["guid"])).uuid if "guid" in query else None
         limit = _number(query, "limit", 100, 10000)
         return _json(
             [
@@ -337,7 +330,7 @@ class Api:
                     "guid": None if entry.uuid is None else str(entry.uuid),
                     "detail": entry.detail,
                 }
-                for entry in self._registry.audit_entries(uuid=uuid, limit=limit)
+                for entry in await self._registry.audit_entries(uuid=uuid, limit=limit)
             ]
         )
 
@@ -350,7 +343,7 @@ class Api:
             bundle = self._authority.gateway_bundle(body.name, at)
         except ValueError as exc:
             raise ApiError(400, "BAD_REQUEST", str(exc)) from exc
-        self._registry.add_gateway(
+        await self._registry.add_gateway(
             bundle.name, bundle.fingerprint, at, replace=body.replace, actor=_actor(request)
         )
         return _json(
@@ -366,19 +359,19 @@ class Api:
         )
 
     async def _forget(self, request: web.Request) -> web.Response:
-        device = self._find(request.match_info["guid"])
-        self._registry.forget(device.uuid, self._clock(), actor=_actor(request))
+        device = await self._find(request.match_info["guid"])
+        await self._registry.forget(device.uuid, self._clock(), actor=_actor(request))
         return web.Response(status=204)
 
     async def _unpin(self, request: web.Request) -> web.Response:
-        device = self._find(request.match_info["guid"])
-        changed = self._registry.unpin(device.uuid, self._clock(), actor=_actor(request))
+        device = await self._find(request.match_info["guid"])
+        changed = await self._registry.unpin(device.uuid, self._clock(), actor=_actor(request))
         return _json(self._device_json(changed or device))
 
     # Calls.
 
     async def _call(self, request: web.Request) -> web.Response:
-        device = self._find(request.match_info["guid"])
+        device = await self._find(request.match_info["guid"])
         body = await _decode(request, CallRequest)
         return await self._once(request, lambda: self._call_response(device, body, _actor(request)))
 
@@ -395,13 +388,13 @@ class Api:
         )
 
     async def _power_state(self, request: web.Request) -> web.Response:
-        device = self._find(request.match_info["guid"])
+        device = await self._find(request.match_info["guid"])
         body = CallRequest("power.get", credential=_header_login(request))
         result = await self._run_on_device(device, body, _actor(request))
         return _json({"powerstate": _member(result, "power_state")})
 
     async def _power_action(self, request: web.Request) -> web.Response:
-        device = self._find(request.match_info["guid"])
+        device = await self._find(request.match_info["guid"])
         action = (await _decode(request, ActionRequest)).action
         body = CallRequest(
             "power.set", arguments={"state": action}, credential=_header_login(request)
@@ -419,8 +412,8 @@ class Api:
         at = self._clock()
         proved = body.function == "identity.get" and _uuid_of(result) == device.uuid
         try:
-            if proved and device.mac and self._registry.host(device.gateway, device.mac):
-                self._registry.identified(
+            if proved and device.mac and await self._registry.host(device.gateway, device.mac):
+                await self._registry.identified(
                     device.gateway,
                     device.mac,
                     device.uuid,
@@ -430,7 +423,7 @@ class Api:
                 )
             if body.credential is not None:
                 tls = TlsMode[body.tls.upper()] if body.tls else None
-                self._registry.call_succeeded(device.uuid, at, tls=tls)
+                await self._registry.call_succeeded(device.uuid, at, tls=tls)
         except (RegistryError, RegistryConflict) as exc:
             # The call has been done, and that is what its caller must hear.
             self._log.error("registry_failed", device=device.uuid, reason=exc)
@@ -442,7 +435,7 @@ class Api:
             mac = parse_mac(request.match_info["mac"])
         except ValueError as exc:
             raise ApiError(400, "BAD_REQUEST", str(exc)) from exc
-        host = self._registry.host(gateway, mac)
+        host = await self._registry.host(gateway, mac)
         if host is None:
             raise ApiError(404, "NOT_FOUND", f"gateway {gateway} never reported {format_mac(mac)}")
         body = await _decode(request, IdentifyRequest)
@@ -458,7 +451,7 @@ class Api:
         uuid = _uuid_of(result)
         if uuid is None or uuid == NO_UUID:
             raise ApiError(502, "DEVICE_ANSWER", "the device did not tell its UUID")
-        device = self._registry.identified(
+        device = await self._registry.identified(
             gateway, mac, uuid, self._clock(), actor=actor, realm=_realm_of(result)
         )
         return _json(self._device_json(device), status=201)
@@ -515,7 +508,7 @@ class Api:
                 "user": credential.username,
                 "outcome": outcome,
             }
-            self._record(actor, "call", place.gateway, place.device, detail)
+            await self._record(actor, "call", place.gateway, place.device, detail)
         if result.code is not Code.OK:
             raise ApiError(
                 _STATUS.get(result.code, HTTPStatus.BAD_GATEWAY),
@@ -566,7 +559,7 @@ class Api:
                 400, "BAD_REQUEST", "tls must be 0: TLS runs end to end between tool and device"
             )
         port = _number(query, "port", 16994, 65535)
-        device = self._find(query.get("host", ""))
+        device = await self._find(query.get("host", ""))
         session = self._session(device.gateway)
         if device.mac is None:
             raise ApiError(409, "MAC_UNKNOWN", "the gateway has not told this device's MAC yet")
@@ -583,17 +576,17 @@ class Api:
             raise ApiError(426, "UPGRADE_REQUIRED", "this is a WebSocket")
         await websocket.prepare(request)
         actor = _actor(request)
-        self._record_stream(actor, "stream.open", device, target, None)
+        await self._record_stream(actor, "stream.open", device, target, None)
         self._websockets.add(websocket)
         ending = Ending(Code.CANCELLED, "broken off")
         try:
             ending = await WebRelay(websocket, query.get("mode", "")).run(session, target)
         finally:
             self._websockets.discard(websocket)
-            self._record_stream(actor, "stream.close", device, target, ending)
+            await self._record_stream(actor, "stream.close", device, target, ending)
         return websocket
 
-    def _record_stream(
+    async def _record_stream(
         self, actor: str, action: str, device: Device, target: StreamTarget, ending: Ending | None
     ) -> None:
         detail: dict[str, Any] = {"port": target.port}
@@ -607,14 +600,14 @@ class Api:
         self._log.info(
             action.replace(".", "_"), device=device.uuid, gateway=device.gateway, **detail
         )
-        self._record(actor, action, device.gateway, device, detail)
+        await self._record(actor, action, device.gateway, device, detail)
 
-    def _record(
+    async def _record(
         self, actor: str, action: str, gateway: str, device: Device | None, detail: dict[str, Any]
     ) -> None:
         uuid = device.uuid if device else None
         try:
-            self._registry.audit(
+            await self._registry.audit(
                 actor, action, self._clock(), gateway=gateway, uuid=uuid, detail=detail
             )
         except RegistryError as exc:
@@ -623,10 +616,10 @@ class Api:
 
     # What the routes share.
 
-    def _find(self, text: str) -> Device:
+    async def _find(self, text: str) -> Device:
         if not _GUID.fullmatch(text):
             raise ApiError(400, "BAD_REQUEST", "a device is named by its UUID")
-        device = self._registry.device(UUID(text))
+        device = await self._registry.device(UUID(text))
         if device is None:
             raise ApiError(404, "NOT_FOUND", f"no device {text.lower()}")
         return device

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
 import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from gwmodule.config import MuxConfig
 from gwmodule.errors import Code, GatewayError, LinkLost, RemoteProtocolError
+from gwmodule.msp.journal import Journal, Recorder
+from gwmodule.msp.registry import LinkDown, LinkUp, Observed
 from gwmodule.msp.session import Session, Sessions
-from gwmodule.telemetry import Counters, EventLog
+from gwmodule.telemetry import EventLog
 from gwmodule.uplink.link import Link
 from gwmodule.uplink.tls import PeerIdentity, TlsEngine, server_context
 from gwmodule.wire.codec import build_welcome
 from gwmodule.wire.events import LinkDead
 from gwmodule.wire.frames import VERSION, FrameType
 from gwmodule.wire.handshake import Handshake
-from gwmodule.wire.messages import GoAway, Greeting, Notice, NoticeAck, Welcome
-from gwmodule.wire.notices import Digest, Observation
+from gwmodule.wire.messages import GoAway, Greeting, Notice, Welcome
 
 # Seconds from accept to greeting, TLS included.
 _HANDSHAKE_TIMEOUT = 10.0
@@ -36,25 +37,10 @@ _SWAP_WINDOW = 600.0
 _ACCEPTS_PER_TURN = 32
 
 
-class GatewayRegistry(Protocol):
-    """What the listener needs of msp.registry: `at` is unix time, failures are GatewayError."""
+class GatewayRegistry(Recorder, Protocol):
+    """What the listener needs of msp.registry; RegistryError while the database cannot be used."""
 
-    def is_gateway_allowed(self, gateway: str, fingerprint: str) -> bool: ...
-    def gateway_connected(
-        self, gateway: str, fingerprint: str, address: str, port: int, software: str, at: float
-    ) -> None: ...
-    def gateway_disconnected(self, gateway: str, at: float) -> None: ...
-    def observe(
-        self,
-        gateway: str,
-        address: str,
-        port: int,
-        observation: Observation,
-        age: float,
-        at: float,
-    ) -> None: ...
-    def stored_digest(self, gateway: str) -> bytes | None: ...
-    def commit(self) -> None: ...
+    async def is_gateway_allowed(self, gateway: str, fingerprint: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +71,12 @@ class GatewayListener:
         self._log = EventLog("gwmodule.msp")
         self._context = server_context(config.cafile, config.certificate, config.key)
         self._strangers: set[_Arrival] = set()
+        # Greeted, and waiting for what the registry says about them.
+        self._arrivals: asyncio.Queue[_Arrival] = asyncio.Queue()
+        self._journal = Journal(registry, self._changed)
         self._swaps: dict[str, deque[float]] = {}
         self._socket: socket.socket | None = None
-        self.counters = Counters()
+        self.counters = self._journal.counters
         self.listening = asyncio.Event()
 
     @property
@@ -107,7 +96,9 @@ class GatewayListener:
         self.listening.set()
         self._log.info("listening", address=self._config.host, port=self.port)
         try:
-            await loop.create_future()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._journal.run(), name="journal")
+                group.create_task(self._admit_arrivals(), name="admission")
         finally:
             loop.remove_reader(self._socket.fileno())
             self._socket.close()
@@ -115,6 +106,7 @@ class GatewayListener:
                 arrival.link.abort(LinkLost("the service stops"))
             for session in self._sessions.all():
                 session.end(Code.SHUTDOWN, "the service stops")
+            await self._journal.finish()
 
     def _accept(self) -> None:
         assert self._socket is not None  # noqa: S101 - registered with the socket
@@ -141,9 +133,38 @@ class GatewayListener:
     def forget(self, arrival: _Arrival) -> None:
         self._strangers.discard(arrival)
 
-    def admit(self, link: Link, identity: PeerIdentity, greeting: Greeting, rest: bytes) -> None:
+    def arrived(self, arrival: _Arrival) -> None:
+        self._arrivals.put_nowait(arrival)
+
+    async def _admit_arrivals(self) -> None:
+        """One after the other, so that of two links of one gateway the later one wins."""
+        while True:
+            arrival = await self._arrivals.get()
+            link, greeting = arrival.link, arrival.greeting
+            if link.closed or greeting is None:
+                continue
+            identity = link.identity
+            try:
+                known = bool(identity.name) and await self._registry.is_gateway_allowed(*identity)
+            except GatewayError as exc:
+                self.counters["admission_failed"] += 1
+                self._log.error("registry_failed", gateway=identity.name, reason=exc)
+                link.close(GoAway(Code.INTERNAL, "the registry cannot be read now"))
+                continue
+            self.forget(arrival)
+            if not link.closed:
+                try:
+                    self._admit(link, identity, greeting, arrival.rest(), known=known)
+                except RemoteProtocolError as exc:
+                    link.close(GoAway(exc.code, str(exc)), exc)
+            # SQLite answers inline: a storm of arrivals must leave the links their turns.
+            await asyncio.sleep(0)
+
+    def _admit(
+        self, link: Link, identity: PeerIdentity, greeting: Greeting, rest: bytes, *, known: bool
+    ) -> None:
         """Resume or start the session of this gateway, or send it away with the reason."""
-        refusal = self._refusal(identity, greeting)
+        refusal = self._refusal(identity, greeting, known)
         if refusal is not None:
             self.counters[f"refused_{refusal.code.name.lower()}"] += 1
             self._log.warning(
@@ -171,9 +192,8 @@ class GatewayListener:
         elif session.connected:
             session.drop_link(GoAway(Code.REPLACED, "a newer link of the same session"))
         self._welcome(link, session, identity, greeting, resumed)
-        if rest and not link.closed:
-            session.mux.receive_data(rest, asyncio.get_running_loop().time())
-            session.link_progress(link)
+        # In a turn of its own: what goes wrong there is that link's matter.
+        asyncio.get_running_loop().call_soon(link.resume_reading, rest)
 
     def _welcome(
         self,
@@ -202,11 +222,9 @@ class GatewayListener:
             raise
         link.write(build_welcome(welcome))
         session.resumes += resumed
-        with contextlib.suppress(GatewayError):
-            self._registry.gateway_connected(
-                session.gateway, identity.fingerprint, address, port, greeting.software, _now()
-            )
-            self._registry.commit()
+        self._journal.put(
+            LinkUp(session.gateway, identity.fingerprint, address, port, greeting.software, _now())
+        )
         self._log.info(
             "gateway_connected",
             gateway=session.gateway,
@@ -217,11 +235,11 @@ class GatewayListener:
         )
         self._changed()
 
-    def _refusal(self, identity: PeerIdentity, greeting: Greeting) -> GoAway | None:
+    def _refusal(self, identity: PeerIdentity, greeting: Greeting, known: bool) -> GoAway | None:
         if not greeting.lowest_version <= VERSION <= greeting.highest_version:
             versions = f"{greeting.lowest_version} to {greeting.highest_version}"
             return GoAway(Code.VERSION, f"this service speaks {VERSION}, the gateway {versions}")
-        if not identity.name or not self._registry.is_gateway_allowed(*identity):
+        if not known:
             return GoAway(Code.IDENTITY, "this certificate is not that of an enrolled gateway")
         if self._swapped_too_often(identity.name, greeting):
             return GoAway(
@@ -243,41 +261,27 @@ class GatewayListener:
 
     # ---- what a session tells -----------------------------------------------------------------
 
-    def _on_notices(self, session: Session, notices: list[Notice]) -> list[NoticeAck]:
-        """Store, commit, and only then acknowledge; without the commit the gateway repeats."""
+    def _on_notices(self, session: Session, notices: list[Notice]) -> None:
+        """To the registry, and acknowledged when they are there; else the gateway repeats them."""
         now = _now()
-        acks: list[NoticeAck] = []
-        try:
-            for notice in notices:
-                wanted = isinstance(notice.observation, Digest) and (
-                    self._registry.stored_digest(session.gateway) != notice.observation.sha256
-                )
-                self._registry.observe(
-                    session.gateway,
-                    session.observed_address,
-                    session.observed_port,
-                    notice.observation,
-                    notice.age,
-                    now,
-                )
-                acks.append(NoticeAck(notice.sequence, wanted))
-            self._registry.commit()
-        except GatewayError as exc:
-            self.counters["commit_failed"] += 1
-            self._log.error("registry_failed", gateway=session.gateway, reason=exc)
-            return []
-        self._changed()
-        return acks
+        for notice in notices:
+            observed = Observed(
+                session.gateway,
+                session.observed_address,
+                session.observed_port,
+                notice.observation,
+                notice.age,
+                now,
+            )
+            self._journal.put(observed, partial(session.acknowledge, notice.sequence))
 
     def _on_session_down(self, session: Session) -> None:
+        current = self._sessions.locate(session.gateway)
         if session.ended or session.draining:
             # A draining session lives on for its streams, but its successor takes the name.
             self._sessions.remove(session)
-        try:
-            self._registry.gateway_disconnected(session.gateway, _now())
-            self._registry.commit()
-        except GatewayError as exc:
-            self._log.error("registry_failed", gateway=session.gateway, reason=exc)
+        if current is None or current is session:
+            self._journal.put(LinkDown(session.gateway, _now()))
         self._changed()
 
     def _changed(self) -> None:
@@ -291,9 +295,14 @@ class _Arrival:
     def __init__(self, listener: GatewayListener, sock: socket.socket, timeout: float) -> None:
         self._listener = listener
         loop = asyncio.get_running_loop()
+        self.greeting: Greeting | None = None
         self._handshake = Handshake(FrameType.GREETING, loop.time() + _HANDSHAKE_TIMEOUT)
         self.link = Link(loop, sock, TlsEngine(listener.context, None), self)
         self.link.machine = self._handshake
+
+    def rest(self) -> bytes:
+        """What came in one piece with the greeting and belongs to the session."""
+        return self._handshake.rest()
 
     def link_ready(self, link: Link) -> None:
         """TLS is up; the greeting is still to come."""
@@ -302,11 +311,10 @@ class _Arrival:
         event = self._handshake.next_event()
         match event:
             case Greeting():
-                self._listener.forget(self)
-                try:
-                    self._listener.admit(link, link.identity, event, self._handshake.rest())
-                except RemoteProtocolError as exc:
-                    link.close(GoAway(exc.code, str(exc)), exc)
+                self.greeting = event
+                # What it sends before its WELCOME waits in the kernel, not here.
+                link.pause_reading()
+                self._listener.arrived(self)
             case LinkDead():
                 link.close(GoAway(Code.TIMEOUT, f"no greeting within {_HANDSHAKE_TIMEOUT:.0f} s"))
             case None:

@@ -18,6 +18,7 @@ from aiohttp import web
 from gwmodule import __version__
 from gwmodule.errors import ConfigError
 from gwmodule.msp.api import MAX_BODY, SHUTDOWN_TIMEOUT, Api, unix_socket
+from gwmodule.msp.database import open_database
 from gwmodule.msp.listener import GatewayListener, ListenerConfig
 from gwmodule.msp.pki import Authority
 from gwmodule.msp.registry import Registry
@@ -63,8 +64,10 @@ async def serve(options: ServerOptions) -> None:
         names = authority.ensure_server_certificate(
             options.names or (socket.gethostname(), "localhost", "127.0.0.1", "::1"), wall_clock()
         )
-        registry = Registry(options.state / "registry.db")
-        with contextlib.closing(registry):
+        url = str(options.state / "registry.db")
+        async with contextlib.aclosing(await open_database(url)) as database:
+            registry = Registry(database)
+            await registry.start()
             sessions = Sessions()
             listener = GatewayListener(
                 ListenerConfig(

@@ -91,6 +91,10 @@ class Stream:
         self._accepted: asyncio.Future[None] = self._loop.create_future()
 
     @property
+    def channel(self) -> int:
+        return self._channel
+
+    @property
     def priority(self) -> Priority:
         return self._priority
 
@@ -218,7 +222,7 @@ class Session:
         greeting: Greeting,
         mux_config: MuxConfig,
         wait: float,
-        on_notices: Callable[[Session, list[Notice]], list[NoticeAck]],
+        on_notices: Callable[[Session, list[Notice]], None],
         on_down: Callable[[Session], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -314,8 +318,13 @@ class Session:
         while (event := self.mux.next_event()) is not None:
             self._handle(event, notices)
         if notices:
-            for ack in self._on_notices(self, notices):
-                self.mux.send_message(ack)
+            self._on_notices(self, notices)
+
+    def acknowledge(self, sequence: int, want_snapshot: bool) -> None:
+        """A notice is stored; without a link the gateway hears of it at the next one."""
+        if not self.ended:
+            self.mux.send_message(NoticeAck(sequence, want_snapshot))
+            self.flush_soon()
 
     def link_lost(self, link: Link, reason: GatewayError) -> None:
         if link is not self._link:

@@ -15,8 +15,9 @@ from aiohttp import web
 from gwmodule.errors import ChannelReset, Code
 from gwmodule.msp.api import Api, unix_socket
 from gwmodule.msp.client import ApiClient
+from gwmodule.msp.database import Database, open_database
 from gwmodule.msp.pki import Authority
-from gwmodule.msp.registry import Registry
+from gwmodule.msp.registry import Observed, Registry
 from gwmodule.wire.frames import Priority
 from gwmodule.wire.messages import Credential, Result, StreamTarget
 from gwmodule.wire.notices import Observation, Presence, Provisioning
@@ -34,6 +35,7 @@ class FakeStream:
     def __init__(self, target: StreamTarget, priority: Priority) -> None:
         self.target = target
         self.priority = priority
+        self.channel = 2
         self.incoming: asyncio.Queue[bytes | ChannelReset] = asyncio.Queue()
         self.written: list[bytes] = []
         self.eof = asyncio.Event()
@@ -116,6 +118,7 @@ class FakeSessions:
 
 @dataclass
 class Service:
+    database: Database
     registry: Registry
     session: FakeSession
     sessions: FakeSessions
@@ -123,9 +126,8 @@ class Service:
     client: ApiClient
     runner: web.AppRunner
 
-    def tell(self, observation: Observation, at: float = NOW, gateway: str = "home1") -> None:
-        self.registry.observe(gateway, "203.0.113.7", 40000, observation, 0.0, at)
-        self.registry.commit()
+    async def tell(self, observation: Observation, at: float = NOW, gateway: str = "home1") -> None:
+        await self.registry.record([Observed(gateway, "203.0.113.7", 40000, observation, 0.0, at)])
 
 
 def result(body: object, code: Code = Code.OK) -> Result:
@@ -153,11 +155,19 @@ def presence(**changes: Any) -> Presence:
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    """An empty database."""
+    database = await open_database(str(tmp_path / "registry.db"))
+    yield database
+    await database.aclose()
+
+
+@pytest.fixture
+async def service(tmp_path: Path, database: Database) -> AsyncIterator[Service]:
     """One gateway, `home1`, with one managed device, `PC`."""
     authority = Authority.open(tmp_path, NOW)
-    registry = Registry(tmp_path / "registry.db")
-    registry.add_gateway("home1", "aa", NOW)
+    registry = Registry(database)
+    await registry.add_gateway("home1", "aa", NOW)
     session = FakeSession()
     sessions = FakeSessions(session)
     api = Api(registry, sessions, authority, ["gwmodule-msp", "msp.example"], lambda: NOW)
@@ -166,11 +176,10 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
     path = tmp_path / "s"
     await web.SockSite(runner, unix_socket(path)).start()
     async with ApiClient(str(path)) as client:
-        service = Service(registry, session, sessions, path, client, runner)
-        service.tell(presence())
+        service = Service(database, registry, session, sessions, path, client, runner)
+        await service.tell(presence())
         yield service
     await runner.cleanup()
-    registry.close()
 
 
 class TcpStream:
@@ -182,6 +191,7 @@ class TcpStream:
         self._reader = reader
         self._writer = writer
         self.priority = priority
+        self.channel = 2
 
     async def read(self) -> bytes:
         try:

@@ -17,7 +17,7 @@ from gwmodule.amt.digest import ha1
 from gwmodule.errors import ChannelReset, Code, ConfigError, DeadlineExceeded, LinkLost
 from gwmodule.msp.api import unix_socket
 from gwmodule.msp.client import ApiRefused
-from gwmodule.msp.registry import State
+from gwmodule.msp.records import State
 from gwmodule.wire.frames import CredentialMode, TlsMode
 from gwmodule.wire.messages import Result
 from gwmodule.wire.notices import Hello, Lease, Provisioning, Source
@@ -58,7 +58,7 @@ async def test_a_device_is_shown_with_its_place_and_state(service: Service) -> N
 
 
 async def test_devices_can_be_filtered_paged_and_counted(service: Service) -> None:
-    service.tell(Lease(MAC, IP, 60, "pc"))
+    await service.tell(Lease(MAC, IP, 60, "pc"))
     get = service.client.request
     assert len(await get("GET", "/api/v1/devices")) == 1
     assert await get("GET", "/api/v1/devices", query={"guid": "66"}) == []
@@ -89,19 +89,19 @@ async def test_a_new_gateway_gets_its_bundle_and_is_allowed(service: Service) ->
     bundle = await service.client.request("POST", "/api/v1/gateways", {"name": "home2"})
     assert bundle["key"].startswith("-----BEGIN PRIVATE KEY-----")
     assert bundle["serverNames"] == ["gwmodule-msp", "msp.example"]
-    assert service.registry.is_gateway_allowed("home2", bundle["fingerprint"])
+    assert await service.registry.is_gateway_allowed("home2", bundle["fingerprint"])
     error = await refused(service, "POST", "/api/v1/gateways", {"name": "home2"})
     assert error.status == HTTPStatus.CONFLICT
     again = {"name": "home2", "replace": True}
     await service.client.request("POST", "/api/v1/gateways", again)
-    assert not service.registry.is_gateway_allowed("home2", bundle["fingerprint"])
+    assert not await service.registry.is_gateway_allowed("home2", bundle["fingerprint"])
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a b", "-x", "x" * 64, "ü"])
 async def test_a_bad_gateway_name_is_refused(service: Service, name: str) -> None:
     error = await refused(service, "POST", "/api/v1/gateways", {"name": name})
     assert error.status == HTTPStatus.BAD_REQUEST
-    assert len(service.registry.gateways()) == 1
+    assert len(await service.registry.gateways()) == 1
 
 
 async def test_a_call_goes_to_the_recorded_place_with_ha1(service: Service) -> None:
@@ -151,12 +151,12 @@ async def test_who_switches_is_told_to_those_whose_streams_it_closes(service: Se
 
 
 async def test_the_password_travels_only_without_a_realm_and_with_leave(service: Service) -> None:
-    service.registry.unpin(PC, NOW, actor="anna")
+    await service.registry.unpin(PC, NOW, actor="anna")
     body: dict[str, object] = {"function": "power.get", "credential": LOGIN}
     error = await refused(service, "POST", f"{DEVICE}/call", body)
     assert (error.status, error.error) == (409, "REALM_UNKNOWN")
     await service.client.request("POST", f"{DEVICE}/call", body | {"allow_password": True})
-    service.tell(presence(), NOW + 1)
+    await service.tell(presence(), NOW + 1)
     await service.client.request("POST", f"{DEVICE}/call", body | {"allow_password": True})
     modes = [call["credential"].mode for call in service.session.calls]
     assert modes == [CredentialMode.PASSWORD, CredentialMode.HA1]
@@ -165,14 +165,14 @@ async def test_the_password_travels_only_without_a_realm_and_with_leave(service:
 async def test_a_device_in_setup_is_not_provisioned(service: Service) -> None:
     other = "00112233-4455-6677-8899-aabbccddeeff"
     from_lan = Hello(type(PC)(other), IP, bytes([2, 0, 0, 0, 0, 9]), 3, 0, Source.LISTENER, b"")
-    service.tell(from_lan)
+    await service.tell(from_lan)
     body = {"function": "power.get", "credential": LOGIN}
     error = await refused(service, "POST", f"/api/v1/devices/{other}/call", body)
     assert (error.status, error.error) == (409, "NOT_PROVISIONED")
 
 
 async def test_a_pinned_device_is_never_called_in_plain(service: Service) -> None:
-    service.tell(presence(pin=PIN), NOW + 1)
+    await service.tell(presence(pin=PIN), NOW + 1)
     body = {"function": "power.get", "tls": "off", "credential": LOGIN}
     error = await refused(service, "POST", f"{DEVICE}/call", body)
     assert (error.status, error.error) == (409, "TLS_PIN")
@@ -215,7 +215,7 @@ async def test_a_lost_session_leaves_the_outcome_unknown(service: Service) -> No
     service.session.answer = lose
     error = await refused(service, "POST", f"{DEVICE}/call", {"function": "power.set"})
     assert (error.status, error.error) == (504, "OUTCOME_UNKNOWN")
-    assert service.registry.audit_entries(uuid=PC)[0].detail["outcome"] == "unknown"
+    assert (await service.registry.audit_entries(uuid=PC))[0].detail["outcome"] == "unknown"
 
 
 async def test_a_deadline_is_a_gateway_timeout(service: Service) -> None:
@@ -267,7 +267,7 @@ async def test_a_repetition_of_a_failed_request_gets_the_same_failure(service: S
 
 async def test_a_candidate_is_identified_by_its_login(service: Service) -> None:
     mac = "02:00:00:00:00:07"
-    service.tell(presence(mac=bytes.fromhex("020000000007"), uuid=None))
+    await service.tell(presence(mac=bytes.fromhex("020000000007"), uuid=None))
     (candidate,) = await service.client.request("GET", "/api/v1/candidates")
     assert (candidate["gateway"], candidate["mac"]) == ("home1", mac)
     uuid = "00112233-4455-6677-8899-aabbccddeeff"
@@ -281,12 +281,12 @@ async def test_a_candidate_is_identified_by_its_login(service: Service) -> None:
 
 @pytest.mark.parametrize("body", [{}, {"uuid": "x"}, {"uuid": str(PC)[:-1]}, [1], {"uuid": 1}])
 async def test_a_candidate_that_tells_no_uuid_stays_one(service: Service, body: object) -> None:
-    service.tell(presence(mac=bytes.fromhex("020000000007"), uuid=None))
+    await service.tell(presence(mac=bytes.fromhex("020000000007"), uuid=None))
     service.session.answer = answer(Code.OK, body)
     path = "/api/v1/candidates/home1/02-00-00-00-00-07/identify"
     error = await refused(service, "POST", path, {"credential": LOGIN})
     assert error.status == HTTPStatus.BAD_GATEWAY
-    assert len(service.registry.devices()) == 1
+    assert len(await service.registry.devices()) == 1
 
 
 async def test_an_unknown_candidate_is_not_found(service: Service) -> None:
@@ -321,11 +321,11 @@ async def test_power_in_the_shape_of_open_amt(service: Service) -> None:
 async def test_forgetting_a_device(service: Service) -> None:
     await service.client.request("DELETE", DEVICE)
     assert (await refused(service, "GET", DEVICE)).status == 404
-    assert service.registry.audit_entries()[0].action == "device.forgotten"
+    assert (await service.registry.audit_entries())[0].action == "device.forgotten"
 
 
 async def test_unpinning_over_the_api(service: Service) -> None:
-    service.tell(presence(pin=PIN), NOW + 1)
+    await service.tell(presence(pin=PIN), NOW + 1)
     device = await service.client.request("POST", f"{DEVICE}/unpin")
     assert device["pin"] is None
 
@@ -420,19 +420,19 @@ async def test_our_own_fault_is_an_error_without_a_traceback(
 
 
 async def test_a_registry_that_fails_is_unavailable_and_comes_back(service: Service) -> None:
-    service.registry._db.execute("PRAGMA query_only = 1")
+    await service.database.execute("PRAGMA query_only = 1")
     error = await refused(service, "DELETE", DEVICE)
     assert (error.status, error.error) == (503, "REGISTRY_UNAVAILABLE")
     # The call itself is done, whether or not the audit can be written.
     body = {"function": "power.get", "credential": LOGIN}
     assert (await service.client.request("POST", f"{DEVICE}/call", body))["ok"]
-    service.registry._db.execute("PRAGMA query_only = 0")
+    await service.database.execute("PRAGMA query_only = 0")
     await service.client.request("DELETE", DEVICE)
 
 
 async def test_a_host_name_is_data_in_every_answer(service: Service) -> None:
     name = '"><script>alert(1)</script>\x1b[2J'
-    service.tell(Lease(MAC, IP, 60, name))
+    await service.tell(Lease(MAC, IP, 60, name))
     assert (await service.client.request("GET", DEVICE))["hostname"] == name
 
 
@@ -480,8 +480,8 @@ async def test_a_peer_that_sends_no_http_does_no_harm(service: Service) -> None:
 
 
 async def test_a_contested_device_shows_its_claim(service: Service) -> None:
-    service.registry.add_gateway("home2", "bb", NOW)
-    service.tell(presence(), NOW + 1, gateway="home2")
+    await service.registry.add_gateway("home2", "bb", NOW)
+    await service.tell(presence(), NOW + 1, gateway="home2")
     device = await service.client.request("GET", DEVICE)
     assert (device["contested"], device["claim"]["gateway"]) == (True, "home2")
     assert device["gateway"] == "home1"
@@ -490,9 +490,9 @@ async def test_a_contested_device_shows_its_claim(service: Service) -> None:
 
 
 async def test_a_provisioning_answer_is_shown_with_the_candidate(service: Service) -> None:
-    service.tell(
+    await service.tell(
         presence(mac=bytes([2, 0, 0, 0, 0, 7]), uuid=None, provisioning=Provisioning.PRE, realm="")
     )
     (candidate,) = await service.client.request("GET", "/api/v1/candidates")
     assert candidate["provisioning"] == "pre"
-    assert service.registry.devices()[0].state is State.MANAGED
+    assert (await service.registry.devices())[0].state is State.MANAGED

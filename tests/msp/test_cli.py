@@ -49,7 +49,7 @@ async def run(
 
 
 async def test_lists_for_people_and_for_scripts(service: Service) -> None:
-    service.tell(Lease(MAC, IP, 60, "pc\x1b[31m"))
+    await service.tell(Lease(MAC, IP, 60, "pc\x1b[31m"))
     code, out, _ = await run(service, "devices")
     assert code == 0
     assert out.splitlines()[0].split()[:3] == ["UUID", "STATE", "ADDRESS"]
@@ -66,8 +66,8 @@ async def test_lists_for_people_and_for_scripts(service: Service) -> None:
 
 
 async def test_a_contested_device_is_marked(service: Service) -> None:
-    service.registry.add_gateway("home2", "bb", NOW)
-    service.tell(presence(), NOW + 1, gateway="home2")
+    await service.registry.add_gateway("home2", "bb", NOW)
+    await service.tell(presence(), NOW + 1, gateway="home2")
     _, out, _ = await run(service, "devices")
     assert "managed CONTESTED" in out
     assert "appeared at another place" in out
@@ -84,7 +84,7 @@ async def test_a_call_with_the_beginning_of_a_uuid(service: Service) -> None:
 
 
 async def test_a_beginning_that_fits_several_or_none_is_wrong_usage(service: Service) -> None:
-    service.tell(Hello(type(PC)(OTHER), IP, bytes(6), 3, 0, Source.LISTENER, b""))
+    await service.tell(Hello(type(PC)(OTHER), IP, bytes(6), 3, 0, Source.LISTENER, b""))
     code, _, err = await run(service, "call", "55e3", "power.get")
     assert code == 2
     assert f"2 devices begin with 55e3: {PC}, {OTHER}" in err
@@ -132,7 +132,7 @@ async def test_a_call_that_failed_says_why_on_stderr(service: Service) -> None:
 
 
 async def test_identify_prints_the_uuid(service: Service) -> None:
-    service.tell(presence(mac=bytes.fromhex("020000000007"), uuid=None))
+    await service.tell(presence(mac=bytes.fromhex("020000000007"), uuid=None))
     service.session.answer = answer(Code.OK, {"uuid": OTHER})
     code, out, _ = await run(service, "identify", "home1", "02:00:00:00:00:07")
     assert (code, out) == (0, f"{OTHER}\n")
@@ -155,7 +155,7 @@ async def test_a_new_gateway_gets_a_configuration_that_loads(
     )
     assert code == 0
     fingerprint = json.loads(out)["fingerprint"]
-    assert service.registry.is_gateway_allowed("home2", fingerprint)
+    assert await service.registry.is_gateway_allowed("home2", fingerprint)
     loaded = config.load(out_directory / "gwmodule.toml")
     assert loaded.msp.address == ("192.0.2.1:8883",)
     # The address is not in the server's certificate; its own name always is.
@@ -168,7 +168,7 @@ async def test_a_new_gateway_gets_a_configuration_that_loads(
     assert "--replace makes a new one" in err
     code, _, err = await run(service, *add, "--replace", "--msp", "msp.example:1")
     assert code == 0
-    assert not service.registry.is_gateway_allowed("home2", fingerprint)
+    assert not await service.registry.is_gateway_allowed("home2", fingerprint)
     tree = tomllib.loads((out_directory / "gwmodule.toml").read_text())
     assert "server_name" not in tree["msp"]
     assert tree["tls"]["cafile"] == "/etc/gwmodule/ca.crt"
@@ -235,7 +235,7 @@ async def test_forward_prints_its_port_and_ends_with_sigterm(service: Service) -
 async def test_forget_and_unpin(service: Service) -> None:
     assert (await run(service, "unpin", "55e3"))[0] == 0
     assert (await run(service, "forget", str(PC)))[0] == 0
-    assert service.registry.devices() == []
+    assert await service.registry.devices() == []
     code, _, err = await run(service, "forget", str(PC))
     assert (code, err) == (1, f"gwmodule-msp: no device {PC}\n")
 

@@ -1,12 +1,44 @@
 import sqlite3
+from pathlib import Path
 
-from gwmodule.msp.migrations import MIGRATIONS
+import pytest
+
+from gwmodule.msp.database import Database, Dialect, RegistryError, open_database
+from gwmodule.msp.migrations import MIGRATIONS, migrate
 
 
-def test_every_step_applies_to_what_the_step_before_left() -> None:
-    db = sqlite3.connect(":memory:")
+async def test_every_step_is_applied_once(database: Database) -> None:
+    await migrate(database)
+    row = await database.fetch_one("SELECT version FROM schema")
+    assert row is not None
+    assert row["version"] == len(MIGRATIONS)
+    for table in ("gateways", "hosts", "devices", "hellos", "audit"):
+        assert await database.fetch(f"SELECT * FROM {table}") == []
+
+
+async def test_a_newer_schema_is_refused(database: Database) -> None:
+    await database.execute("UPDATE schema SET version = version + 1")
+    with pytest.raises(RegistryError, match=f"newer than this program's {len(MIGRATIONS)}"):
+        await migrate(database)
+    await database.execute("UPDATE schema SET version = version - 1")
+
+
+async def test_a_file_of_the_first_release_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "registry.db"
+    former = sqlite3.connect(path, isolation_level=None)
+    former.executescript(f"{MIGRATIONS[0].sql(Dialect.SQLITE)}; PRAGMA user_version = 1;")
+    former.execute("INSERT INTO gateways (name, fingerprint) VALUES ('home1', 'aa')")
+    former.close()
+    database = await open_database(str(path))
+    (gateway,) = await database.fetch("SELECT * FROM gateways")
+    assert gateway["fingerprint"] == "aa"
+    row = await database.fetch_one("PRAGMA user_version")
+    assert row is not None
+    assert row["user_version"] == len(MIGRATIONS)
+    await database.aclose()
+
+
+def test_no_sqlite_type_is_left_for_postgresql() -> None:
     for step in MIGRATIONS:
-        db.executescript(step)
-    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
-    assert {"gateways", "hosts", "devices", "hellos", "audit"} <= tables
-    db.close()
+        sql = step.sql(Dialect.POSTGRESQL)
+        assert not {"INTEGER", "REAL", "BLOB", "AUTOINCREMENT"} & set(sql.split())

@@ -185,9 +185,9 @@ async def test_a_cut_stream_closes_with_its_reason_and_is_audited(service: Servi
             "power action by anna",
         )
     async with asyncio.timeout(5):
-        while service.registry.audit_entries()[0].action != "stream.close":
+        while (await service.registry.audit_entries())[0].action != "stream.close":
             await asyncio.sleep(0.01)
-    close, open_ = service.registry.audit_entries(limit=2)
+    close, open_ = await service.registry.audit_entries(limit=2)
     assert (open_.action, open_.detail) == ("stream.open", {"port": 16994})
     assert (close.detail["code"], close.detail["toDevice"]) == ("power_action", 8)
     assert close.detail["fromDevice"] == 1

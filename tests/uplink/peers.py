@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import datetime
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gwmodule.config import BackoffConfig, Config, LivenessConfig, MspPeerConfig, TlsConfig
+from gwmodule.msp import registry as msp_registry
 from gwmodule.msp.listener import GatewayListener, ListenerConfig
 from gwmodule.msp.pki import Authority
 from gwmodule.msp.session import Sessions
@@ -29,35 +30,23 @@ class MemoryRegistry:
     observed: list[Observation] = field(default_factory=list)
     committed: int = 0
     connected: list[str] = field(default_factory=list)
-    digest: bytes | None = None
 
-    def is_gateway_allowed(self, gateway: str, fingerprint: str) -> bool:
+    async def is_gateway_allowed(self, gateway: str, fingerprint: str) -> bool:
         return gateway in self.allowed
 
-    def gateway_connected(
-        self, gateway: str, fingerprint: str, address: str, port: int, software: str, at: float
-    ) -> None:
-        self.connected.append(gateway)
-
-    def gateway_disconnected(self, gateway: str, at: float) -> None:
-        self.connected = [name for name in self.connected if name != gateway]
-
-    def observe(
-        self,
-        gateway: str,
-        address: str,
-        port: int,
-        observation: Observation,
-        age: float,
-        at: float,
-    ) -> None:
-        self.observed.append(observation)
-
-    def stored_digest(self, gateway: str) -> bytes | None:
-        return self.digest
-
-    def commit(self) -> None:
+    async def record(self, events: Sequence[msp_registry.Event]) -> list[bool]:
+        wanted: list[bool] = []
+        for event in events:
+            match event:
+                case msp_registry.Observed():
+                    self.observed.append(event.observation)
+                case msp_registry.LinkUp():
+                    self.connected.append(event.gateway)
+                case msp_registry.LinkDown():
+                    self.connected = [name for name in self.connected if name != event.gateway]
+            wanted.append(False)
         self.committed = len(self.observed)
+        return wanted
 
 
 class Recorder:
