@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import datetime
 import socket
 import ssl
@@ -282,6 +283,8 @@ _BOMB = b'<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">]><x>&a;</x>'
         (_HEAD + b"Content-Length: 3\r\n\r\n<a>", "no XML"),
         (soap(_BOMB), "DOCTYPE"),
         (soap(_BOMB.decode().encode("utf-16")), "DOCTYPE"),
+        (soap(b"<a>\xff\xfe</a>"), "byte 3"),
+        (soap(b'<?xml version="1.0" encoding="klingon"?><a/>'), "klingon"),
         (soap(b"<a></a>"), "not a SOAP"),
         (soap(envelope("<g:CIM_Card></g:CIM_Card>")), "CIM_Card"),
     ],
@@ -564,3 +567,63 @@ async def test_another_service_is_posted_to_with_the_same_login() -> None:
     assert answer.status == 200
     assert server.authorized[0].headers["soapaction"] == '"x"'
     assert server.authorized[0].body == b"<x/>"
+
+
+# ---- devices that take their time -------------------------------------------------------------
+
+
+@asynccontextmanager
+async def speaking(chunks: list[bytes]) -> AsyncIterator[int]:
+    """A port that accepts, listens to nothing and says a chunk now and then."""
+    over = asyncio.Event()
+    handlers: set[asyncio.Task[None] | None] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handlers.add(asyncio.current_task())
+        for chunk in chunks:
+            writer.write(chunk)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), 0.05)
+                break
+        await over.wait()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        over.set()
+        if running := [task for task in handlers if task is not None]:
+            await asyncio.wait(running)
+        await asyncio.sleep(0)
+
+
+SLOW = {
+    "nothing": [],
+    "an answer byte by byte": [bytes([byte]) for byte in CHASSIS],
+    "headers without end": [b"HTTP/1.1 200 OK\r\n", *(b"X: y\r\n" for _ in range(100))],
+}
+
+
+@pytest.mark.parametrize("chunks", SLOW)
+@pytest.mark.parametrize("tls", list(TlsMode))
+async def test_a_device_that_is_too_slow_in_any_way_costs_the_deadline_and_no_more(
+    chunks: str, tls: TlsMode
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with speaking(SLOW[chunks]) as port:
+        began = loop.time()
+        async with client_to({16992: port, 16993: port}, tls=tls, within=0.3) as client:
+            # What is no TLS is noticed at once, everything else at the end.
+            with pytest.raises((DeadlineExceeded, DeviceUnreachable), match=r"^Get CIM_Chassis: "):
+                await client.get(CLS)
+        assert loop.time() - began < 1.0
+
+
+async def test_a_login_that_is_stale_for_ever_ends() -> None:
+    server = DeviceServer(chassis, nonce_uses=0, close_on_401=False)
+    async with talking_to(server) as client:
+        with pytest.raises(AuthenticationFailed, match="Get CIM_Chassis"):
+            await client.get(CLS)
+    assert len(server.requests) == 2

@@ -1,6 +1,7 @@
 """Client, functions and probe against the simulated device, over real sockets."""
 
 import asyncio
+import dataclasses
 import socket
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
@@ -12,7 +13,7 @@ from gwmodule.amt import digest
 from gwmodule.amt.client import WsmanClient
 from gwmodule.amt.functions import CATALOGUE, Context, Result, validate
 from gwmodule.amt.presence import probe
-from gwmodule.errors import AuthenticationFailed, IdentityMismatch
+from gwmodule.errors import AuthenticationFailed, DeviceUnreachable, IdentityMismatch
 from gwmodule.sim.device import ANY_PORTS, SimulatedDevice
 from gwmodule.sim.machine import Machine, Provisioning
 from gwmodule.wire.frames import CredentialMode, TlsMode
@@ -45,7 +46,11 @@ def port_of(device: SimulatedDevice, port: int) -> int:
 async def connected(kind: socket.SocketKind, port: int) -> socket.socket:
     sock = socket.socket(socket.AF_INET, kind)
     sock.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(sock, (str(HERE), port))
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, (str(HERE), port))
+    except OSError as exc:
+        sock.close()
+        raise DeviceUnreachable(f"port {port}: {exc.strerror or exc}") from exc
     return sock
 
 
@@ -114,3 +119,15 @@ async def test_the_probe_finds_everything_a_device_shows(device: SimulatedDevice
     assert presence.realm == device.machine.realm
     assert presence.server == device.machine.server_header
     assert presence.pin != bytes(32)
+
+
+async def test_a_device_that_has_gone_is_unreachable_in_every_tls_mode(
+    device: SimulatedDevice,
+) -> None:
+    ports = dataclasses.replace(device.ports)
+    await device.__aexit__(None, None, None)
+    device.ports = ports
+    for tls in TlsMode:
+        async with client_of(device, tls) as client:
+            with pytest.raises(DeviceUnreachable, match=r"^Get CIM_Associated.*failed"):
+                await run(client, "power.get")
