@@ -76,6 +76,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gwmodule.msp.migrations",
         "gwmodule.msp.observations",
         "gwmodule.msp.pki",
+        "gwmodule.msp.postgresql",
         "gwmodule.msp.records",
         "gwmodule.msp.registry",
         "gwmodule.msp.seam",

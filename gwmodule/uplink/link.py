@@ -159,10 +159,12 @@ class Link:
         if self._closed:
             return
         self._loop.add_reader(self._fd, self._on_readable)
-        machine = self.machine
-        if data and machine is not None:
-            self._guard(lambda: machine.receive_data(data, self._loop.time()))
-        self._progress()
+        try:
+            if data and self.machine is not None:
+                self.machine.receive_data(data, self._loop.time())
+            self._progress()
+        except (GatewayError, OSError) as exc:
+            self._fail(exc)
 
     @property
     def rtt(self) -> float:

@@ -1,14 +1,16 @@
 """A fake gateway session behind the real API on a real unix socket."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import pytest
 from aiohttp import web
 
@@ -21,6 +23,7 @@ from gwmodule.msp.registry import Observed, Registry
 from gwmodule.wire.frames import Priority
 from gwmodule.wire.messages import Credential, Result, StreamTarget
 from gwmodule.wire.notices import Observation, Presence, Provisioning
+from tests.msp.postgres import Server, programs
 
 PC = UUID("55e3ae13-bfd2-61bb-17a0-88aedd7037ea")
 MAC = bytes.fromhex("020000000001")
@@ -154,18 +157,42 @@ def presence(**changes: Any) -> Presence:
     return Presence(**(arguments | changes))
 
 
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    """An empty database."""
-    database = await open_database(str(tmp_path / "registry.db"))
-    yield database
-    await database.aclose()
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A running PostgreSQL server; CI installs it, elsewhere its tests are skipped."""
+    found = programs()
+    if found is None:
+        pytest.skip("PostgreSQL is not installed (Debian package postgresql)")
+    server = Server(found)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
+    """An empty database of each engine."""
+    url = str(tmp_path / "registry.db")
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres").url()
+        await empty(url)
+    async with contextlib.aclosing(await open_database(url)) as database:
+        yield database
+
+
+async def empty(url: str) -> None:
+    connection = await asyncpg.connect(url)
+    await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    await connection.close()
 
 
 @pytest.fixture
-async def service(tmp_path: Path, database: Database) -> AsyncIterator[Service]:
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
     """One gateway, `home1`, with one managed device, `PC`."""
     authority = Authority.open(tmp_path, NOW)
+    database = await open_database(str(tmp_path / "registry.db"))
     registry = Registry(database)
     await registry.add_gateway("home1", "aa", NOW)
     session = FakeSession()
@@ -180,6 +207,7 @@ async def service(tmp_path: Path, database: Database) -> AsyncIterator[Service]:
         await service.tell(presence())
         yield service
     await runner.cleanup()
+    await database.aclose()
 
 
 class TcpStream:
