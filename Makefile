@@ -11,10 +11,10 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # program=package, for the lab and its tests
 PROGRAMS := ip=iproute2 nft=nftables dnsmasq=dnsmasq-base udhcpc=udhcpc amtterm=amtterm \
 	amttool=libsoap-lite-perl strace=strace setpriv=util-linux busybox=busybox curl=curl \
-	shellcheck=shellcheck systemd-analyze=systemd
+	shellcheck=shellcheck systemd-analyze=systemd mandoc=mandoc zsh=zsh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup programs demo lab test test-lab check format bench bench-quick proof ipk clean
+.PHONY: help setup programs demo lab test test-lab check format bench bench-quick proof ipk man clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -74,6 +74,10 @@ ipk: $(STAMP) ## the packages for OpenWrt 24.10 and their index, into dist/ipk
 	$(BIN)/python -m pip install --quiet --no-deps --no-compile --require-hashes \
 	  --target build/ipk -r openwrt/requirements.txt
 	$(BIN)/python openwrt/mkipk.py --vendor build/ipk --output dist/ipk
+
+man: $(STAMP) ## manual pages and shell completion, into build/man and build/completion
+	rm -rf build/man build/completion
+	$(BIN)/python docs/generate.py build
 
 proof: setup ## what takes hours: ten thousand cuts of the line; its output goes to docs/
 	GWMODULE_CUTS=10000 $(ISOLATED) -m pytest -s tests/lab/test_link_faults.py \

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections import Counter
 from pathlib import Path
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.:/@%+,-[]")
 # A line must fit into one syslog datagram whatever a LAN host calls itself.
 MAX_VALUE = 300
+# Of a traceback, the innermost calls.
+MAX_PLACES = 12
 
 
 class Counters(Counter[str]):
@@ -29,6 +32,26 @@ def format_event(event: str, fields: dict[str, object]) -> str:
             text = '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
         parts.append(f"{key}={text}")
     return " ".join(parts)
+
+
+class LineFormatter(logging.Formatter):
+    """`LEVEL LOGGER event=NAME key=value ...`, whoever logs, on one line.
+
+    Of a traceback the places and the exception's type: its text may hold what was being worked on.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = record.getMessage()
+        if not line.startswith("event="):
+            line = format_event("message", {"text": line})
+        if record.exc_info and record.exc_info[1] is not None:
+            exc = record.exc_info[1]
+            places = traceback.extract_tb(exc.__traceback__)[-MAX_PLACES:]
+            where = " < ".join(f"{Path(p.filename).name}:{p.lineno}" for p in reversed(places))
+            line += " " + format_event(type(exc).__name__, {"at": where}).replace(
+                "event=", "exception=", 1
+            )
+        return f"{record.levelname} {record.name} {line}"
 
 
 class EventLog:
@@ -51,14 +74,14 @@ class EventLog:
         self._logger.error(format_event(event, fields))
 
     def exception(self, event: str, **fields: object) -> None:
-        """Only for our own bugs: with the traceback."""
+        """Only for our own bugs: with the places of the traceback."""
         self._logger.exception(format_event(event, fields))
 
 
 def start_logging(level: str) -> None:
     """To stderr without time stamps: journald and logd add their own."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s %(message)s"))
+    handler.setFormatter(LineFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

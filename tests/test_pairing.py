@@ -44,6 +44,7 @@ ACROSS = {
     "sim/test_catalogue.py",
     "test_documents.py",
     "test_layers.py",
+    "test_manual.py",
     "test_pairing.py",
     "wire/test_mux_properties.py",
     "wire/test_protocol_document.py",

@@ -57,7 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; manual page and shell completion are made from it."""
+    return _parser(None)
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gwmodule-sim", description=__doc__)
     parser.add_argument("--version", action="version", version=f"gwmodule-sim {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -70,7 +75,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         subparser.add_argument("--control", type=Path, default=DEFAULT_PATH, metavar="PATH")
     for name, text in COMPOSITIONS.items():
         subparser = commands.add_parser(name, help=text, description=text)
-        if name == command:
+        if command in (name, None):
             importlib.import_module(f"gwmodule.sim.{name}").add_arguments(subparser)
     enter = commands.add_parser("enter", help="run a command in one host of the running lab")
     enter.add_argument("host", metavar="HOST")

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(shutil.which("busybox") is None, reason="needs b
 SCRIPT = "usr/libexec/rpcd/gwmodule"
 
 
-def call(box: Box, method: str, **arguments: str) -> Any:
+def call(box: Box, method: str, **arguments: str | int) -> Any:
     text = json.dumps(arguments, separators=(",", ":"))
     return json.loads(box.run(SCRIPT, "call", method, stdin=f"{text}\n").stdout)
 
@@ -39,6 +39,36 @@ def test_explain_passes_the_device_on(box: Box) -> None:
     box.command("""echo "[\\"$*\\"]" """)
     answer = call(box, "explain", device="192.168.1.20")
     assert answer["explain"] == ["explain 192.168.1.20 --json"]
+
+
+def test_a_checklist_that_fails_is_an_answer_and_no_error(box: Box) -> None:
+    box.command("""echo '{"ok":false,"failed":"ports"}'; exit 1""")
+    answer = call(box, "explain", device="02:00:00:00:00:07")
+    assert answer == {"ok": True, "explain": {"ok": False, "failed": "ports"}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        ({}, "lockdown --json"),
+        ({"state": "off"}, "lockdown off --json"),
+        ({"state": "on", "seconds": 600}, "lockdown on --for 600 --json"),
+    ],
+)
+def test_lockdown_is_asked_for_and_switched(
+    box: Box, arguments: dict[str, str | int], command: str
+) -> None:
+    box.command("""echo "[\\"$*\\"]" """)
+    assert call(box, "lockdown", **arguments)["lockdown"] == [command]
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"state": "--config=/x"}, {"state": "on", "seconds": -5}, {"state": "on off"}]
+)
+def test_lockdown_takes_nothing_else(box: Box, arguments: dict[str, str | int]) -> None:
+    box.command('echo "ran $*" >>"$LOG"')
+    assert call(box, "lockdown", **arguments)["ok"] is False
+    assert box.log() == []
 
 
 @pytest.mark.parametrize("device", ["", "--config=/etc/shadow", "a b", "$(reboot)", "x;y"])

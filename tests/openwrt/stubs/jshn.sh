@@ -21,6 +21,8 @@ json_load() {
 	case "$1" in "{"*"}") ;; *) return 1 ;; esac
 }
 
+# Strings and numbers alike.
 json_get_var() {
-	eval "$1=\"\$(echo \"\$JSON_INPUT\" | sed -n 's/.*\"$2\":\"\([^\"]*\)\".*/\1/p')\""
+	eval "$1=\"\$(echo \"\$JSON_INPUT\" | sed -n \
+		-e 's/.*\"$2\":\"\([^\"]*\)\".*/\1/p' -e 's/.*\"$2\":\(-*[0-9][^,}]*\)[,}].*/\1/p')\""
 }
