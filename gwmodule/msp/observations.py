@@ -56,6 +56,7 @@ class Observations:
         self.refused = 0  # devices beyond MAX_DEVICES and MAX_DEVICES_PER_MAC
         self._db = db
         self._tables = Tables(db)
+        self.saved = self._tables.saved
 
     async def apply(self, observation: Observation, seen: Seen) -> bool:
         """Record it; whether the gateway's whole table is wanted now."""

@@ -10,7 +10,7 @@ acknowledged. Nothing is kept in this process, so that several nodes can share o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -85,6 +85,9 @@ class Registry:
 
     def __init__(self, database: Database, *, node: str = "") -> None:
         self.refused = 0  # devices beyond MAX_DEVICES and MAX_DEVICES_PER_MAC
+        # Told what has been committed: devices as they are now, links as (tenant, gateway, up).
+        self.on_devices: Callable[[Collection[Device]], None] = lambda devices: None
+        self.on_links: Callable[[Collection[tuple[str, str, bool]]], None] = lambda links: None
         self._database = database
         self._node = node
 
@@ -99,6 +102,7 @@ class Registry:
     async def record(self, events: Sequence[Event]) -> list[bool]:
         """Write all or nothing; for each event, whether the gateway's whole table is wanted."""
         wanted: list[bool] = []
+        links: list[tuple[str, str, bool]] = []
         async with self._database.transaction() as db:
             rules = Observations(db)
             tenants: dict[str, str] = {}
@@ -112,18 +116,23 @@ class Registry:
                         wanted.append(await rules.apply(observation, place))
                     case LinkUp():
                         await self._link_up(db, event)
+                        links.append((await _tenant_of(db, event.gateway), event.gateway, True))
                         wanted.append(False)
                     case LinkDown(gateway, at):
                         # Unless another node has it by now.
-                        await db.execute(
+                        down = await db.execute(
                             "UPDATE gateways SET connected = 0, unlinked_at = $1"
                             " WHERE name = $2 AND node = $3 AND connected = 1",
                             at,
                             gateway,
                             self._node,
                         )
+                        if down:
+                            links.append((await _tenant_of(db, gateway), gateway, False))
                         wanted.append(False)
         self.refused += rules.refused
+        self.on_devices(rules.saved.values())
+        self.on_links(links)
         return wanted
 
     async def _link_up(self, db: Connection, link: LinkUp) -> None:
@@ -298,6 +307,7 @@ class Registry:
                 else "device.moved"
             )
             await tables.audit_device(device, at, actor, action, before=known)
+        self.on_devices([device])
         return device
 
     async def call_succeeded(
@@ -321,6 +331,7 @@ class Registry:
             await tables.save_device(changed)
             if device.state is not State.MANAGED:
                 await tables.audit_device(changed, at, "msp", "device.managed")
+        self.on_devices([changed])
 
     async def unpin(
         self, uuid: UUID, at: float, *, actor: str, tenant: str = DEFAULT_TENANT
@@ -334,6 +345,7 @@ class Registry:
             changed = uncontested(replace(device, pin=NO_PIN, realm="", tls=TlsMode.AUTO))
             await tables.save_device(changed)
             await tables.audit_device(changed, at, actor, "device.unpinned", pin=device.pin.hex())
+        self.on_devices([changed])
         return changed
 
     async def forget(

@@ -29,6 +29,7 @@ MAX_DEVICES_PER_MAC = 8
 
 class Tables:
     def __init__(self, db: Connection) -> None:
+        self.saved: dict[tuple[str, UUID], Device] = {}  # what watchers are told after the commit
         self._db = db
 
     async def device(self, tenant: str, uuid: UUID) -> Device | None:
@@ -74,6 +75,7 @@ class Tables:
         return of_mac >= MAX_DEVICES_PER_MAC
 
     async def save_device(self, device: Device) -> None:
+        self.saved[device.tenant, device.uuid] = device
         values = {
             "tenant": device.tenant,
             "uuid": device.uuid.bytes,

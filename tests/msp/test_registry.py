@@ -487,3 +487,19 @@ async def test_the_audit_cannot_be_changed(registry: Registry, database: Databas
     for change in ("UPDATE audit SET actor = 'x'", "DELETE FROM audit"):
         with pytest.raises(StatementError, match="append-only"):
             await database.execute(change)
+
+
+async def test_watchers_hear_what_was_committed_and_nothing_else(registry: Registry) -> None:
+    devices: list[Device] = []
+    links: list[tuple[str, str, bool]] = []
+    registry.on_devices = devices.extend
+    registry.on_links = links.extend
+    await registry.record([LinkUp("home1", "home1", *NAT, "0.1.0", 1.0)])
+    await tell(registry, answer(uuid=PC), 2.0)
+    with pytest.raises(RegistryConflict):
+        await registry.identified("home1", MAC2, PC, 2.0, actor="anna")
+    await registry.record([LinkDown("home1", 3.0), LinkDown("home1", 4.0)])
+    assert [(device.uuid, device.state) for device in devices] == [(PC, State.MANAGED)]
+    assert links == [("default", "home1", True), ("default", "home1", False)]
+    await registry.unpin(PC, 5.0, actor="anna")
+    assert devices[-1].realm == ""
