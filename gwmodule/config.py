@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import ipaddress
 import tomllib
 import types
 import typing
@@ -235,7 +236,7 @@ def _build(cls: type[Any], table: dict[str, Any], path: str, prefix: str) -> Any
             raise ConfigError(path, where, f"unknown setting (known here: {known})")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
-                raise ConfigError(path, where, "must be a table")
+                raise ConfigError(path, where, f"must be a table, [{where}], not {value!r}")
             values[key] = _build(typing.cast(type, hints[key]), value, path, f"{where}.")
         else:
             values[key] = _leaf(hints[key], value, fields[key].metadata, path, where)
@@ -289,6 +290,12 @@ def _check(config: Config, path: str) -> None:
     for key, name in (*named, ("uplink.interface", config.uplink.interface)):
         if len(name.encode()) > 15 or "/" in name or any(c.isspace() for c in name):
             raise ConfigError(path, key, f"{name!r} is no interface name")
+    if config.uplink.source:
+        try:
+            ipaddress.ip_address(config.uplink.source)
+        except ValueError as exc:
+            problem = f"{config.uplink.source!r} is no IP address of this host"
+            raise ConfigError(path, "uplink.source", problem) from exc
     shared = bool(config.uplink.interface) and config.uplink.interface in config.lan.interface
     if config.deployment == "gateway" and shared:
         raise ConfigError(path, "uplink.interface", "is also a LAN interface")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +199,72 @@ def test_credentials_replace_what_they_hold_and_nothing_else(tmp_path: Path) -> 
     tls = with_credentials(Config(), tmp_path).tls
     assert tls.key == str(tmp_path / "gateway.key")
     assert (tls.certificate, tls.cafile) == (Config().tls.certificate, Config().tls.cafile)
+
+
+# Every key of the schema, so that a new one cannot be forgotten.
+
+
+def leaves(schema: type[Any] = Config, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Each setting as (`table.name`, type, metadata)."""
+    hints = typing.get_type_hints(schema)
+    for leaf in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(hints[leaf.name]):
+            yield from leaves(typing.cast(type, hints[leaf.name]), f"{leaf.name}.")
+        else:
+            yield prefix + leaf.name, hints[leaf.name], leaf.metadata
+
+
+LEAVES = {name: (hint, bounds) for name, hint, bounds in leaves()}
+TABLES = sorted({name.partition(".")[0] for name in LEAVES if "." in name})
+WRONG: dict[Any, tuple[object, ...]] = {
+    bool: (1, "true", [], {}),
+    int: ("1", 1.5, True, [], {}),
+    float: ("1", True, [], {}),
+    str: (1, True, ["a"], {}),
+    tuple[str, ...]: (1, True, [1], ["a", 1], {}),
+}
+
+
+def nested(name: str, value: object) -> dict[str, Any]:
+    table, dot, key = name.rpartition(".")
+    return {table: {key: value}} if dot else {key: value}
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_every_setting_of_a_wrong_type_is_named_in_one_line(name: str) -> None:
+    for value in WRONG[LEAVES[name][0]]:
+        said = problem(nested(name, value))
+        assert said.startswith(f"gwmodule.toml: {name}: must be ")
+        assert said.isprintable()
+
+
+@pytest.mark.parametrize("name", [n for n, (_, m) in LEAVES.items() if m.get("low") is not None])
+def test_every_setting_out_of_bounds_is_told_its_bounds(name: str) -> None:
+    low, high = (LEAVES[name][1][bound] for bound in ("low", "high"))
+    kind = LEAVES[name][0]
+    for value in (kind(low - 1), kind(high + 1), *((float("nan"),) if kind is float else ())):
+        assert f"{name}: is {value}, must be between {low} and {high}" in problem(
+            nested(name, value)
+        )
+
+
+@pytest.mark.parametrize("name", [n for n, (_, m) in LEAVES.items() if m.get("one_of")])
+def test_every_setting_with_a_choice_tells_it(name: str) -> None:
+    assert f"{name}: is 'x', must be one of " in problem(nested(name, "x"))
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_table_refuses_an_unknown_key_and_what_is_no_table(table: str) -> None:
+    assert f"{table}.nonsense: unknown setting (known here: " in problem({table: {"nonsense": 1}})
+    assert f"{table}: must be a table, [{table}], not 1" in problem({table: 1})
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_table_may_stand_there_once(tmp_path: Path, table: str) -> None:
+    path = write(tmp_path, f"[{table}]\n[{table}]\n")
+    with pytest.raises(ConfigError, match=f"{table}.*twice.*line 2"):
+        load(path)
+
+
+def test_a_source_that_is_no_address_is_named() -> None:
+    assert "uplink.source: 'eth0' is no IP address" in problem({"uplink": {"source": "eth0"}})

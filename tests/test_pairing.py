@@ -14,7 +14,6 @@ SOURCE, TESTS = ROOT / "gwmodule", ROOT / "tests"
 ELSEWHERE = {
     # Compositions: nothing in them is worth a test that is not true of the whole system.
     "__main__.py": "test_supervisor.py",
-    "cli.py": "test_documents.py",
     "gateway.py": "lab/test_demo.py",
     # Seen as their users see them: a process with arguments.
     "msp/commands": "msp/test_cli.py",

@@ -189,3 +189,34 @@ def test_garbage_gives_a_configuration_or_a_config_error(text: str) -> None:
 @given(st.text(st.characters(exclude_characters="'\n", exclude_categories=["Cs"]), max_size=40))
 def test_what_uci_quotes_comes_back_unchanged(value: str) -> None:
     assert read(f"config msp\n\toption server_name '{value}'\n").msp.server_name == value
+
+
+def scalars() -> dict[str, Any]:
+    """`section.option` of every single value of the schema, with its default."""
+    found = {}
+    for table, value in every_leaf(Config).items():
+        values = {f"{table}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {}
+        found |= values or {f"gwmodule.{table}": value}
+    return {name: value for name, value in found.items() if not isinstance(value, tuple)}
+
+
+@pytest.mark.parametrize("name", scalars())
+def test_every_option_of_a_wrong_type_is_told_with_its_line(name: str) -> None:
+    section, _, option = name.partition(".")
+    said = problem(f"config {section}\n list {option} x")
+    assert f"{PATH}: {name}: line 2: is a single value: write `option`" in said
+    if not isinstance(scalars()[name], str):
+        said = problem(f"config {section}\n option {option} maybe")
+        assert f"{PATH}: {name}: line 2: must be " in said
+        assert said.isprintable()
+
+
+SECTIONS = sorted({name.partition(".")[0] for name in scalars()})
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_section_refuses_an_unknown_option_and_a_second_one(section: str) -> None:
+    said = problem(f"config {section}\n option nonsense 1")
+    assert f"{PATH}: {section}.nonsense: line 2: unknown option (known here: " in said
+    said = problem(f"config {section}\nconfig {section} two\n")
+    assert f"{PATH}: {section}: line 2: this section is on line 1 too" in said
