@@ -30,6 +30,7 @@ from gwmodule.errors import (
 )
 from gwmodule.telemetry import EventLog
 from gwmodule.uplink.link import Link
+from gwmodule.wire.bodies import BodyError, inflate
 from gwmodule.wire.events import (
     ChannelAccepted,
     ChannelEnded,
@@ -608,6 +609,12 @@ class Session:
             return
         if header.detached:
             header.body = bytes(pending.body)
+        if header.deflated:
+            try:
+                header.body = inflate(header.body, MAX_RESULT)
+            except BodyError as exc:
+                # The call is done all the same; only what it brought cannot be read.
+                header.code, header.body = exc.code, json.dumps({"error": str(exc)}).encode()
         pending.result.set_result(header)
 
 

@@ -35,6 +35,7 @@ from gwmodule.errors import (
 )
 from gwmodule.relay.streams import DialDevice, Session
 from gwmodule.telemetry import Counters, EventLog
+from gwmodule.wire.bodies import deflate
 from gwmodule.wire.frames import MAX_PAYLOAD, Priority
 from gwmodule.wire.messages import Call, Challenge, Progress, Responses, Result, ResultTarget
 from gwmodule.wire.notices import NO_UUID, format_mac
@@ -238,6 +239,9 @@ class Calls:
             self._counters["results_dropped"] += 1
             return
         data = json.dumps(body, separators=(",", ":")).encode()
+        deflated = len(data) > _INLINE
+        if deflated:
+            data = deflate(data)
         detached = len(data) > _INLINE
         if detached:
             try:
@@ -248,7 +252,8 @@ class Calls:
                 return
             chunks = (data[i : i + _CHUNK] for i in range(0, len(data), _CHUNK))
             self._bodies[session, channel] = deque(chunks)
-        result = Result(call.call, code, elapsed, exchanges, b"" if detached else data, detached)
+        inline = b"" if detached else data
+        result = Result(call.call, code, elapsed, exchanges, inline, detached, deflated)
         session.mux.send_message(result)
         session.flush_soon()
 

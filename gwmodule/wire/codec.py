@@ -337,6 +337,7 @@ def build_message(message: Message) -> bytes:
                 "elapsed_ms": min(round(message.elapsed * 1000), 0xFFFFFFFF),
                 "exchanges": min(message.exchanges, 0xFFFF),
                 "detached": message.detached,
+                "deflated": message.deflated,
                 "body": message.body,
             }
         case Challenge():
@@ -403,6 +404,7 @@ def parse_message(frame_type: FrameType, payload: bytes) -> Message:
                     parsed.exchanges,
                     parsed.body,
                     bool(parsed.detached),
+                    bool(parsed.deflated),
                 )
             case FrameType.CANCEL:
                 return Cancel(parsed.call)

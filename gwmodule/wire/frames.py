@@ -214,6 +214,8 @@ PAYLOADS = {
         "exchanges" / Int16ub,
         # 1: the body did not fit and comes on a bulk channel opened for this call.
         "detached" / Int8ub,
+        # 1: the body is a zlib stream (RFC 1950).
+        "deflated" / Int8ub,
         "body" / GreedyBytes,
     ),
     FrameType.CANCEL: Struct("call" / Int32ub, Terminated),

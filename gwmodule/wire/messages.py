@@ -96,6 +96,7 @@ class Result:
     exchanges: int
     body: bytes
     detached: bool = False
+    deflated: bool = False
 
 
 @dataclass(slots=True)

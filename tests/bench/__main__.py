@@ -1,7 +1,8 @@
 """`python -m tests.bench [--quick] [--only LIST] [--out DIRECTORY]`: measure, print, write.
 
 Runs itself in namespaces of its own (gwmodule.sim.isolate), needs root, and leaves nothing behind.
-Parts: a idle echo, b echo beside bulk, c bulk, d as b with loss, e memory of idle sessions.
+Parts: a idle echo, b echo beside bulk, c bulk, d as b with loss, e memory of idle sessions,
+f functions of a device on the gateway and through a byte stream.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tests.bench.cells import BULK_QUEUE, BULK_RATE, RATE, RTT
 from tests.bench.tools import BenchError, Workshop, missing_packages
 from tests.lab.line import Measured, Profile
 
-_PARTS = "abcde"
+_PARTS = "abcdef"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Effort:
     sessions: int
     watch: float
     probes: int
+    function_rounds: int
+    thinks: tuple[float, ...]
 
 
 FULL = Effort(
@@ -64,6 +67,8 @@ FULL = Effort(
     sessions=2000,
     watch=12.0,
     probes=60,
+    function_rounds=7,
+    thinks=(0.0, 0.1),
 )
 QUICK = Effort(
     idle_rounds=3,
@@ -81,6 +86,8 @@ QUICK = Effort(
     sessions=250,
     watch=2.0,
     probes=8,
+    function_rounds=2,
+    thinks=(0.0,),
 )
 
 
@@ -93,7 +100,7 @@ def measure(effort: Effort, parts: str, congestion: str, workshop: Workshop) -> 
     if "a" in parts:
         say("(a) idle echo ...")
         results.idle = cells.idle_echo(workshop, effort.idle_rounds, effort.idle_count)
-    if set(parts) & set("bcd"):
+    if set(parts) & set("bcdf"):
         with cells.a_line(congestion) as line:
             for loss in effort.losses:
                 if ("d" if loss else "b") not in parts:
@@ -122,6 +129,12 @@ def measure(effort: Effort, parts: str, congestion: str, workshop: Workshop) -> 
                     seconds=effort.bulk_seconds,
                     warm_up=effort.bulk_warm_up,
                     say=say,
+                )
+            if "f" in parts:
+                profile = cells.FUNCTION_LINE
+                _check(results, cells.check_line(line, profile, effort.probes), profile)
+                results.functions = cells.functions(
+                    workshop, line, rounds=effort.function_rounds, thinks=effort.thinks, say=say
                 )
     if "e" in parts:
         say(f"(e) {effort.sessions} idle sessions ...")

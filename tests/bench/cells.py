@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.bench.functions import CALL, TUNNEL
 from tests.bench.technician import WARM_UP_IDLE
 from tests.bench.tools import (
     ECHO,
@@ -377,6 +378,84 @@ def bulk(
         )
         for key, values in steady.items()
     ]
+
+
+# ---- (f) functions -------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class FunctionRow:
+    """`round_trips` is what the way adds to the time on the gateway, in RTTs of the line."""
+
+    function: str
+    way: str
+    think_ms: float
+    exchanges: int
+    seconds: float
+    round_trips: float
+    wan_bytes: int
+    vs_call: float
+
+
+FUNCTIONS = ("inventory.get", "eventlog.get")
+FUNCTION_RTT = 0.050
+FUNCTION_LINE = Profile(50e6, FUNCTION_RTT / 2, 0.1)
+
+
+def functions(
+    workshop: Workshop, line: Line, *, rounds: int, thinks: Sequence[float], say: Say
+) -> list[FunctionRow]:
+    """Medians; each way once before they are measured, so that nonce and connection are there."""
+    place = Place.on_line(line.near, line.far)
+    rows: list[FunctionRow] = []
+    for think in thinks:
+        with workshop.functions(place, think) as ask:
+            for function in FUNCTIONS:
+                seen: dict[str, list[dict[str, float]]] = {CALL: [], TUNNEL: []}
+                for number in range(rounds + 1):
+                    for way in seen:
+                        line.report()
+                        answer = ask(function, way)
+                        report = line.report()
+                        answer["octets"] = report[UP]["octets"] + report[DOWN]["octets"]
+                        if number:
+                            seen[way].append(answer)
+                rows += _function_rows(function, think, seen, say)
+    return rows
+
+
+def _function_rows(
+    function: str, think: float, seen: dict[str, list[dict[str, float]]], say: Say
+) -> list[FunctionRow]:
+    def median(way: str, name: str) -> float:
+        return statistics.median(answer[name] for answer in seen[way])
+
+    local = median(CALL, "at_device")
+    rows = [
+        FunctionRow(
+            function=function,
+            way=way,
+            think_ms=round(think * 1e3),
+            exchanges=round(median(way, "exchanges")),
+            seconds=round(median(way, "seconds"), 4),
+            round_trips=round((median(way, "seconds") - local) / FUNCTION_RTT, 2),
+            wan_bytes=round(median(way, "octets")),
+            vs_call=round(
+                statistics.median(
+                    mine["seconds"] / call["seconds"]
+                    for mine, call in zip(seen[way], seen[CALL], strict=True)
+                ),
+                2,
+            ),
+        )
+        for way in seen
+    ]
+    for row in rows:
+        say(
+            f"  {row.function:14} think {row.think_ms:3.0f} ms {row.way:6} {row.seconds:7.3f} s,"
+            f" {row.exchanges} exchanges, {row.round_trips} WAN round trips, {row.wan_bytes} bytes"
+        )
+    return rows
 
 
 # ---- (e) idle sessions --------------------------------------------------------------------------

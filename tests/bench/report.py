@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.bench.cells import DOWN, IDLE, UP, BulkRow, IdleRow, LoadedRow, MemoryResult
+from tests.bench.cells import DOWN, IDLE, UP, BulkRow, FunctionRow, IdleRow, LoadedRow, MemoryResult
+from tests.bench.functions import CALL, TUNNEL
 
 # Bars apply at this queue and without loss.
 BAR_QUEUE_MS = 100
@@ -22,6 +23,7 @@ class Results:
     loaded: list[LoadedRow] = field(default_factory=list)
     bulk: list[BulkRow] = field(default_factory=list)
     memory: MemoryResult | None = None
+    functions: list[FunctionRow] = field(default_factory=list)
 
     def row(self, tool: str, direction: str, queue: float, loss: float) -> LoadedRow | None:
         for row in self.loaded:
@@ -60,6 +62,25 @@ def figures(results: Results) -> dict[str, dict[str, Any]]:
     if results.memory is not None:
         put("idle_session_kib", results.memory.kib_per_session, 48, 24)
         put("idle_2000_cpu_percent", results.memory.cpu_percent_at_2000, 15, 5)
+    for function, name, bar in (
+        ("inventory.get", "inventory", 8),
+        ("eventlog.get", "eventlog", 3),
+    ):
+        ways = {(r.way, r.think_ms): r for r in results.functions if r.function == function}
+        if (CALL, 0) in ways:
+            call, tunnel = ways[CALL, 0], ways[TUNNEL, 0]
+            put(f"{name}_vs_tunnel", tunnel.vs_call, bar, tunnel.exchanges, lower=False)
+            put(f"{name}_round_trips", call.round_trips, 1.5, 1.0)
+        if (CALL, 100) in ways and function == "inventory.get":
+            call, tunnel = ways[CALL, 100], ways[TUNNEL, 100]
+            saved = tunnel.round_trips - call.round_trips
+            put(
+                f"{name}_round_trips_saved",
+                saved,
+                tunnel.exchanges - 2,
+                tunnel.exchanges,
+                lower=False,
+            )
     return found
 
 
@@ -153,6 +174,24 @@ def text(results: Results) -> str:
                     m.cpu_percent_at_2000,
                     m.sessions_per_second,
                 )
+            ],
+        )
+    if results.functions:
+        lines += ["", "## (f) A function on the gateway and through a byte stream, 50 ms RTT", ""]
+        lines += _table(
+            "function | think ms | way | SOAP exchanges | s | WAN round trips | WAN bytes | x call",
+            [
+                (
+                    r.function,
+                    f"{r.think_ms:.0f}",
+                    r.way,
+                    r.exchanges,
+                    r.seconds,
+                    r.round_trips,
+                    r.wan_bytes,
+                    r.vs_call,
+                )
+                for r in results.functions
             ],
         )
     lines += ["", "## Figures", ""]

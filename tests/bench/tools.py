@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from gwmodule.msp.enrolment import write_atomically
 from gwmodule.msp.pki import Authority, GatewayBundle
@@ -336,6 +337,38 @@ class Workshop:
             gateway.append(str(self.bundle))
             started.start(place.gateway, gateway, environment=self.environment)
             yield _ready(name, ports, started, place)
+
+    @contextlib.contextmanager
+    def functions(self, place: Place, think: float) -> Iterator[Callable[[str, str], Any]]:
+        """A device that thinks before each answer, a gateway and an MSP: `ask(function, way)`."""
+        module = [self.python, "-m", "tests.bench.functions"]
+        port = str(_LISTEN_PORT + 2)
+        with self.started() as started:
+            device = [*module, "device", str(think)]
+            started.start(place.gateway, device, talks=True, environment=self.environment)
+            msp = started.start(
+                place.msp,
+                [*module, "msp", place.address, port, str(self.authority.directory)],
+                talks=True,
+                environment=self.environment,
+            )
+            started.start(
+                place.gateway,
+                [*module, "gateway", f"{place.address}:{port}", str(self.bundle)],
+                environment=self.environment,
+            )
+
+            def ask(function: str, way: str) -> Any:
+                assert msp.stdin is not None
+                assert msp.stdout is not None
+                msp.stdin.write(json.dumps({"function": function, "way": way}) + "\n")
+                msp.stdin.flush()
+                answer = msp.stdout.readline()
+                if not answer:
+                    raise BenchError(f"{function} by {way} failed; logs in {started.directory}")
+                return json.loads(answer)
+
+            yield ask
 
 
 def _local_ports(tool: int) -> dict[str, int]:

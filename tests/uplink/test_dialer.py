@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import socket
+import zlib
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import pytest
 
 from gwmodule.config import MspPeerConfig, UplinkConfig
 from gwmodule.errors import ChannelReset, Code, DeadlineExceeded, LinkLost
-from gwmodule.msp.session import Stream
+from gwmodule.msp.session import MAX_RESULT, Stream
 from gwmodule.uplink.dialer import Dialer
+from gwmodule.wire.bodies import deflate
 from gwmodule.wire.events import (
     ChannelEnded,
     ChannelOpened,
@@ -156,6 +158,36 @@ async def test_a_large_result_comes_on_a_channel_of_its_own(tmp_path: Path) -> N
             tasks.create_task(answer())
             result = await call(msp)
         assert result.body == body
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "expected"),
+    [
+        (deflate(b'{"records": []}'), Code.OK, b'{"records": []}'),
+        (b"no zlib stream", Code.FRAME_LAYOUT, b"is broken"),
+        (zlib.compress(bytes(MAX_RESULT + 1), 9), Code.FRAME_LAYOUT, b"holds more than 8388608"),
+    ],
+)
+async def test_a_deflated_result_is_inflated_within_bounds(
+    tmp_path: Path, sent: bytes, code: Code, expected: bytes
+) -> None:
+    async with peers(tmp_path) as msp:
+        dialer, recorder, _ = msp.start_gateway(msp.config())
+        await until(lambda: recorder.ups)
+
+        async def answer() -> None:
+            await until(lambda: message_of(recorder, Call))
+            (received,) = message_of(recorder, Call)
+            assert isinstance(received, Call)
+            result = Result(received.call, Code.OK, 0.1, 3, sent, deflated=True)
+            dialer.session.mux.send_message(result)
+            dialer.session.flush_soon()
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(answer())
+            result = await call(msp)
+        assert result.code is code
+        assert expected in result.body
 
 
 async def test_a_call_without_an_answer_ends_after_its_deadline(

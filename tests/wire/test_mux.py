@@ -379,7 +379,7 @@ def test_a_bulk_window_does_not_grow_beyond_the_memory() -> None:
 
 def test_messages_stop_at_the_control_credit_and_go_on() -> None:
     pair = Pair(SMALL)
-    results = [Result(call, Code.OK, 0.0, 1, bytes(1011)) for call in range(65)]
+    results = [Result(call, Code.OK, 0.0, 1, bytes(1010)) for call in range(65)]
     for result in results:
         pair.gateway.send_message(result)
     # Nothing but the limit is said before the MSP's CREDIT arrives.

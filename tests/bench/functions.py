@@ -1,0 +1,236 @@
+"""A function on the gateway against the same SOAP calls through a byte stream (part f).
+
+    python -m tests.bench.functions device THINK
+    python -m tests.bench.functions gateway MSP_HOST:PORT BUNDLE_DIRECTORY
+    python -m tests.bench.functions msp HOST PORT STATE_DIRECTORY
+
+Both ways cross the same session of the same link and run the same code: `call` on the gateway,
+`tunnel` at the MSP, which keeps its connection to the device and its nonce. The MSP's process takes
+one JSON line {"function", "way"} and answers with one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import datetime
+import json
+import socket
+import sys
+from collections.abc import AsyncIterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import uvloop
+
+from gwmodule.amt.client import WsmanClient
+from gwmodule.amt.digest import ha1
+from gwmodule.amt.functions import CATALOGUE, Context, validate
+from gwmodule.config import Config
+from gwmodule.errors import ChannelReset, Code
+from gwmodule.msp.listener import GatewayListener, ListenerConfig
+from gwmodule.msp.session import Session, Sessions
+from gwmodule.relay.calls import Calls
+from gwmodule.sim.device import Ports, SimulatedDevice
+from gwmodule.sim.machine import Machine, Nic, Provisioning
+from gwmodule.sim.profiles import PROFILES, Mischief
+from gwmodule.telemetry import Counters, start_logging
+from gwmodule.uplink.dialer import GatewaySession
+from gwmodule.wire.events import (
+    ChannelAccepted,
+    ChannelEnded,
+    ChannelWritable,
+    Event,
+    MessageReceived,
+)
+from gwmodule.wire.frames import CredentialMode, Priority, TlsMode
+from gwmodule.wire.messages import Call, Credential, StreamTarget
+from tests.bench import gateway_end
+from tests.bench.msp_end import GATEWAY, OpenRegistry
+
+UUID_OF_PC = UUID("4c4c4544-0042-3010-8052-b4c04f564231")
+MAC = bytes.fromhex("020000000001")
+LOOPBACK = IPv4Address("127.0.0.1")
+USER, PASSWORD = "admin", "P@ssw0rd"
+DEADLINE = 120.0
+CALL, TUNNEL = "call", "tunnel"
+
+
+async def run_device(think: float) -> None:
+    """AMT on our loopback, with 390 events, that thinks before each answer (seconds)."""
+    loop = asyncio.get_running_loop()
+    profile = PROFILES["amt12"]
+    if think:
+        profile = dataclasses.replace(profile, mischief=Mischief(slow=1.0, delay=think))
+    machine = Machine(
+        UUID_OF_PC,
+        PASSWORD,
+        now=loop.time(),
+        wall=datetime.datetime.now(datetime.UTC).timestamp(),
+        provisioning=Provisioning.MANAGED,
+        profile=profile,
+        nic=Nic(MAC, str(LOOPBACK)),
+    )
+    machine.events.fill(machine.seconds)
+    async with SimulatedDevice(str(LOOPBACK), machine, ports=Ports(16992, 0, 0, 0, 0)):
+        print("ready", flush=True)
+        await loop.run_in_executor(None, sys.stdin.read)
+
+
+class Gateway(gateway_end.Gateway):
+    """The bench's gateway, with calls."""
+
+    def __init__(self, config: Config, tasks: asyncio.TaskGroup) -> None:
+        super().__init__(config, tasks)
+        self._calls = Calls(
+            gateway_end.dial, lambda _a, _r: 0, lambda _s, _c, _a: False, tasks, Counters()
+        )
+
+    def session_event(self, session: GatewaySession, event: Event) -> None:
+        match event:
+            case MessageReceived(message) if isinstance(message, Call):
+                self._calls.start(session, message)
+            case ChannelWritable(channel) | ChannelAccepted(channel):
+                self._calls.writable(session, channel)
+                super().session_event(session, event)
+            case ChannelEnded(channel):
+                self._calls.ended(session, channel)
+                super().session_event(session, event)
+            case _:
+                super().session_event(session, event)
+
+
+async def run_gateway(config: Config) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        gateway = Gateway(config, tasks)
+        tasks.create_task(gateway.dialer.run(), name="dialer")
+
+
+class Msp:
+    def __init__(self, sessions: Sessions, tasks: asyncio.TaskGroup) -> None:
+        self._sessions = sessions
+        self._tasks = tasks
+        self._realm = ""
+        self._client: WsmanClient | None = None
+
+    @property
+    def _session(self) -> Session:
+        session = self._sessions.locate(GATEWAY)
+        assert session is not None
+        return session
+
+    async def connected(self) -> None:
+        while not ((session := self._sessions.locate(GATEWAY)) and session.connected):
+            await asyncio.sleep(0.02)
+
+    async def ask(self, function: str, way: str) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        if way == CALL:
+            result = await self._session.call(
+                function=function,
+                arguments=b"{}",
+                address=LOOPBACK,
+                mac=MAC,
+                uuid=UUID_OF_PC,
+                credential=self._credential(),
+                tls=TlsMode.OFF,
+                pin=bytes(32),
+                deadline=DEADLINE,
+            )
+            body = json.loads(result.body)
+            assert result.code is Code.OK, body
+            self._realm = self._realm or body["_device"]["realm"]
+            seconds = loop.time() - begun
+            return _seen(seconds, result.exchanges, len(body), at_device=result.elapsed)
+        client = self._client
+        if client is None:
+            client = self._client = WsmanClient(
+                self._dial, self._credential(), tls=TlsMode.OFF, deadline=loop.time() + 3600
+            )
+            await client.__aenter__()
+        before = client.facts.exchanges
+        chosen = CATALOGUE[function]
+        context = Context(sleep=asyncio.sleep, uuid=UUID_OF_PC)
+        body = await chosen.run(client, validate(chosen, {}), context)
+        return _seen(loop.time() - begun, client.facts.exchanges - before, len(body))
+
+    def _credential(self) -> Credential:
+        if not self._realm:
+            return Credential(CredentialMode.PASSWORD, USER, PASSWORD)
+        secret = ha1(USER, self._realm, PASSWORD)
+        return Credential(CredentialMode.HA1, USER, secret, self._realm)
+
+    async def _dial(self, port: int) -> socket.socket:
+        """A socket whose other end is a stream to the device."""
+        target = StreamTarget(LOOPBACK, port, MAC, UUID_OF_PC)
+        stream = await self._session.open_stream(target, Priority.BULK)
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        loop = asyncio.get_running_loop()
+
+        async def to_device() -> None:
+            with contextlib.suppress(ChannelReset, OSError):
+                while data := await loop.sock_recv(theirs, 65536):
+                    stream.write(data)
+                    await stream.drain()
+
+        async def from_device() -> None:
+            with contextlib.suppress(ChannelReset, OSError):
+                while data := await stream.read():
+                    await loop.sock_sendall(theirs, data)
+
+        self._tasks.create_task(to_device(), name="to device")
+        self._tasks.create_task(from_device(), name="from device")
+        return ours
+
+
+def _seen(
+    seconds: float, exchanges: int, members: int, at_device: float | None = None
+) -> dict[str, Any]:
+    return {
+        "seconds": seconds,
+        "exchanges": exchanges,
+        "members": members,
+        "at_device": at_device,
+    }
+
+
+async def _lines() -> AsyncIterator[str]:
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        yield line
+
+
+async def run_msp(host: str, port: int, state: Path) -> None:
+    sessions = Sessions()
+    config = ListenerConfig(
+        host, port, str(state / "server.crt"), str(state / "server.key"), str(state / "ca.crt")
+    )
+    listener = GatewayListener(config, OpenRegistry(), sessions)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(listener.run(), name="listener")
+        await listener.listening.wait()
+        msp = Msp(sessions, tasks)
+        print("ready", flush=True)
+        async for line in _lines():
+            await msp.connected()
+            print(json.dumps(await msp.ask(**json.loads(line))), flush=True)
+        raise SystemExit
+
+
+if __name__ == "__main__":
+    start_logging("error")
+    match sys.argv[1:]:
+        case ["device", think]:
+            asyncio.run(run_device(float(think)))
+        case ["gateway", msp, bundle]:
+            asyncio.run(run_gateway(gateway_end.configuration(msp, Path(bundle))))
+        case ["msp", host, port, state]:
+            uvloop.run(run_msp(host, int(port), Path(state)))
+        case _:
+            sys.exit(__doc__)
