@@ -116,6 +116,16 @@ async def test_a_call_goes_to_the_recorded_place_with_ha1(service: Service) -> N
     assert credential.secret == ha1("admin", REALM, "P@ssw0rd")
 
 
+async def test_in_mode_challenge_the_session_is_told_to_keep_the_secret(service: Service) -> None:
+    body = {"function": "power.get", "credential": LOGIN | {"mode": "challenge"}}
+    await service.client.request("POST", f"{DEVICE}/call", body)
+    credential = service.session.credential
+    assert (credential.mode, credential.realm) == (CredentialMode.CHALLENGE, REALM)
+    assert credential.secret == ha1("admin", REALM, "P@ssw0rd")
+    body = {"function": "power.get", "credential": LOGIN | {"mode": "plain"}}
+    assert (await refused(service, "POST", f"{DEVICE}/call", body)).status == 400
+
+
 async def test_no_secret_is_stored_or_logged(
     service: Service, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
