@@ -512,6 +512,9 @@ class SolClient:
         # The moment at which we stop waiting for the device.
         self._patience_until: float | None = now + login_timeout
         self._now = now
+        self._pinged_at: float | None = None
+        # Seconds to the device and back, by the last ping that it answered.
+        self.round_trip: float | None = None
         self._outgoing += START_SESSION.build(
             {
                 "type": MessageType.START_REDIRECTION_SESSION,
@@ -580,6 +583,12 @@ class SolClient:
                 MessageType.SOL_DATA_TO_HOST, self._next_sequence(), piece
             )
         self._spoke = True
+
+    def ping(self, now: float) -> None:
+        """Ask for a pong, which sets `round_trip`; one that is on its way is waited for."""
+        if self._state is _State.OPEN and self._pinged_at is None:
+            self._pinged_at = now
+            self._send_plain(MessageType.SOL_KEEP_ALIVE_PING)
 
     def close(self) -> None:
         """End the session in order; SolClosed follows within CLOSE_TIMEOUT."""
@@ -700,6 +709,11 @@ class SolClient:
         self._spoke = True
 
     def _on_pong(self, message: bytes) -> None:
+        if self._pinged_at is not None:
+            self.round_trip = self._now - self._pinged_at
+            self._pinged_at = None
+
+    def _on_nothing(self, message: bytes) -> None:
         """That it came is all it says."""
 
     def _on_ended(self, message: bytes) -> None:
@@ -745,9 +759,9 @@ class SolClient:
         _State.CLOSING: {
             MessageType.SOL_DATA_FROM_HOST: _on_data,
             MessageType.SOL_CONTROLS_FROM_HOST: _on_controls,
-            MessageType.SOL_HEARTBEAT: _on_pong,
-            MessageType.SOL_KEEP_ALIVE_PING: _on_pong,
-            MessageType.SOL_KEEP_ALIVE_PONG: _on_pong,
+            MessageType.SOL_HEARTBEAT: _on_nothing,
+            MessageType.SOL_KEEP_ALIVE_PING: _on_nothing,
+            MessageType.SOL_KEEP_ALIVE_PONG: _on_nothing,
             MessageType.END_SOL_REDIRECTION_REPLY: _on_ended,
         },
     }

@@ -21,6 +21,11 @@ class StreamSeam(Protocol):
 
     priority: Priority
 
+    @property
+    def channel(self) -> int:
+        """Its number, as `boot.once` takes it."""
+        ...
+
     async def read(self) -> bytes:
         """The next chunk as it came; b"" at the device's end; ChannelReset when it was cut."""
         ...

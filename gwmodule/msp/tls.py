@@ -8,18 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import ssl
+from typing import Protocol
 
 from gwmodule.amt.connection import NO_PIN, HandshakeFailed
 from gwmodule.errors import ChannelReset, Code, TlsPinMismatch
-from gwmodule.msp.client import ClientStream
 
 _READ = 16384
 
 
-class TlsStream:
-    """A `ClientStream` inside TLS; `open` first."""
+class ByteStream(Protocol):
+    """Bytes both ways, whatever carries them; ChannelReset when it was cut."""
 
-    def __init__(self, stream: ClientStream, context: ssl.SSLContext) -> None:
+    async def read(self) -> bytes:
+        """The next chunk; b"" at the end."""
+        ...
+
+    async def write(self, data: bytes) -> None: ...
+
+    async def close(self, code: Code = Code.OK, reason: str = "") -> None: ...
+
+
+class TlsStream:
+    """A stream inside TLS; `open` first."""
+
+    def __init__(self, stream: ByteStream, context: ssl.SSLContext) -> None:
         self._stream = stream
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()

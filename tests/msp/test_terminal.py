@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gwmodule.errors import ChannelReset, Code, GatewayError, TlsPinMismatch
+from gwmodule.msp import sol as sol_module
 from gwmodule.msp import terminal
 from gwmodule.msp.client import ApiClient, ApiRefused
 from gwmodule.msp.terminal import EscapeKeys, Script, Sol, SolFailed, SolOptions, Step
@@ -319,8 +320,8 @@ async def test_the_escape_key_works_while_the_session_is_away(
 async def test_a_silent_device_is_worth_a_word_and_then_an_error(
     service: Service, device: Device, pipes: Pipes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(terminal, "SILENCE_NOTICE", 0.3)
-    monkeypatch.setattr(terminal, "SILENCE_LIMIT", 0.9)
+    monkeypatch.setattr(sol_module, "SILENCE_NOTICE", 0.3)
+    monkeypatch.setattr(sol_module, "SILENCE_LIMIT", 0.9)
 
     with pytest.raises(SolFailed, match="silent for 1 s"):
         await sol(service.client, pipes, ("expect", "never")).run()

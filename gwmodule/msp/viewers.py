@@ -1,0 +1,208 @@
+"""One browser's WebSocket <-> one viewer of a console: subprotocol `gwmodule.console.1`.
+
+    browser  {"type": "attach", "console", "seat", "offset", "mark"}     first, and once
+             binary: keys      {"type": "ack", "offset"}   {"type": "ping", "id"}
+             {"type": "takeover"}   {"type": "hangup"}
+    service  {"type": "attached", "console", "seat", "offset", "mark", "lost"}   first
+             binary: the log from `offset` on      {"type": "mark", "number", "offset", ...}
+             {"type": "status", "state", ...}      {"type": "pong", "id", "gateway", "device"}
+             {"type": "readonly"}: keys came, but somebody else has the seat
+
+An `ack` says what the terminal has shown, not what arrived: it is the credit, because a browser
+takes from its socket without end. Close codes are those of a relayed stream (msp.subprotocol).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias, assert_never
+
+import msgspec
+from aiohttp import WSMsgType, web
+
+from gwmodule.errors import Code, GatewayError
+from gwmodule.msp.consoles import ConsoleEnded, ConsoleRefused, Place, Status, Viewer
+from gwmodule.msp.sol_log import Mark
+from gwmodule.msp.subprotocol import close_code, close_reason, first_leaf
+
+CONSOLE_SUBPROTOCOL = "gwmodule.console.1"
+# A paste; larger ones come in pieces.
+MAX_BROWSER_MESSAGE = 64 * 1024
+ATTACH_TIMEOUT = 10.0
+MAX_OFFSET = 2**53 - 1
+
+
+class _Message(msgspec.Struct, tag_field="type", forbid_unknown_fields=True):
+    pass
+
+
+class Attach(_Message, tag="attach"):
+    console: str = ""
+    seat: str = ""
+    offset: int = 0
+    mark: int = 0
+
+    def __post_init__(self) -> None:
+        if not all(0 <= number <= MAX_OFFSET for number in (self.offset, self.mark)):
+            raise ValueError("offset and mark are numbers from 0 to 2^53 - 1")
+        if not all(text.isascii() and len(text) <= 64 for text in (self.console, self.seat)):
+            raise ValueError("console and seat are what the service said")
+
+
+class Ack(_Message, tag="ack"):
+    offset: int
+
+
+class Ping(_Message, tag="ping"):
+    id: int
+
+
+class TakeOver(_Message, tag="takeover"):
+    pass
+
+
+class HangUp(_Message, tag="hangup"):
+    pass
+
+
+FromBrowser: TypeAlias = Attach | Ack | Ping | TakeOver | HangUp
+_DECODER: msgspec.json.Decoder[FromBrowser] = msgspec.json.Decoder(FromBrowser)
+
+
+class _Left(Exception):
+    """The browser closed its WebSocket, or it broke."""
+
+
+class ViewerSocket:
+    """Serves one browser; `run` returns when it has left or was told to."""
+
+    def __init__(self, websocket: web.WebSocketResponse) -> None:
+        self._websocket = websocket
+
+    async def run(
+        self,
+        attach: Callable[[Place], Awaitable[Viewer]],
+        detach: Callable[[Viewer], None],
+    ) -> None:
+        """Never raises what the browser did."""
+        viewer: Viewer | None = None
+        code, reason = Code.OK, ""
+        try:
+            viewer = await attach(await self._place())
+            await self._welcome(viewer)
+            async with asyncio.TaskGroup() as group:
+                receive = group.create_task(self._receive(viewer), name="viewer receives")
+                try:
+                    await self._send(viewer)
+                finally:
+                    receive.cancel()
+        except* _Left:
+            pass
+        except* (ConsoleEnded, ConsoleRefused) as group:
+            end = first_leaf(group)
+            code, reason = end.code, str(end)
+        except* GatewayError as group:
+            error = first_leaf(group)
+            code, reason = getattr(error, "code", Code.INTERNAL), str(error)
+        except* ConnectionError:
+            pass
+        finally:
+            if viewer is not None:
+                detach(viewer)
+        await self._websocket.close(code=close_code(code), message=close_reason(reason))
+
+    async def _place(self) -> Place:
+        try:
+            async with asyncio.timeout(ATTACH_TIMEOUT):
+                message = await self._message()
+        except TimeoutError as exc:
+            text = f"no attach within {ATTACH_TIMEOUT:.0f} s"
+            raise ConsoleRefused(Code.TIMEOUT, text) from exc
+        if not isinstance(message, Attach):
+            raise ConsoleRefused(Code.PROTOCOL_ERROR, "the first message must be attach")
+        return Place(message.console, message.seat, message.offset, message.mark)
+
+    async def _welcome(self, viewer: Viewer) -> None:
+        await self._say(
+            "attached",
+            console=viewer.console,
+            seat=viewer.seat,
+            offset=viewer.offset,
+            mark=viewer.mark,
+            lost=viewer.lost,
+        )
+
+    async def _send(self, viewer: Viewer) -> None:
+        while True:
+            match await viewer.next_item():
+                case bytes() as data:
+                    await self._websocket.send_bytes(data)
+                case Mark() as mark:
+                    await self._say(
+                        "mark",
+                        number=mark.number,
+                        offset=mark.offset,
+                        at=_time(mark.at),
+                        text=mark.text,
+                        gap=mark.gap,
+                    )
+                case Status() as status:
+                    await self._say(
+                        "status",
+                        state=status.state.value,
+                        reason=status.reason,
+                        stream=status.stream,
+                        writer=status.writer,
+                        seat=viewer.seat,
+                        holder=status.holder,
+                        since=_time(status.since) if status.holder else None,
+                        viewers=status.viewers,
+                    )
+                case other:
+                    assert_never(other)
+
+    async def _receive(self, viewer: Viewer) -> None:
+        while True:
+            match await self._message():
+                case bytes() as keys:
+                    if not await viewer.type(keys):
+                        await self._say("readonly")
+                case Ack(offset):
+                    viewer.acknowledge(offset)
+                case Ping(number):
+                    gateway, device = viewer.latency()
+                    await self._say("pong", id=number, gateway=gateway, device=device)
+                case TakeOver():
+                    await viewer.take_over()
+                case HangUp():
+                    await viewer.hang_up()
+                case Attach():
+                    raise ConsoleRefused(Code.PROTOCOL_ERROR, "attached already")
+                case other:
+                    assert_never(other)
+
+    async def _message(self) -> FromBrowser | bytes:
+        message = await self._websocket.receive()
+        match message.type:
+            case WSMsgType.BINARY:
+                data: bytes = message.data
+                return data
+            case WSMsgType.TEXT:
+                try:
+                    return _DECODER.decode(message.data)
+                except (msgspec.MsgspecError, RecursionError) as exc:
+                    raise ConsoleRefused(Code.PROTOCOL_ERROR, str(exc)[:100]) from exc
+            case _:
+                raise _Left
+
+    async def _say(self, kind: str, **fields: object) -> None:
+        if self._websocket.closed:
+            raise _Left
+        await self._websocket.send_str(msgspec.json.encode({"type": kind} | fields).decode())
+
+
+def _time(at: float) -> str:
+    moment = datetime.datetime.fromtimestamp(at, datetime.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
