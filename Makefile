@@ -1,6 +1,9 @@
 # Each target is one command. CI runs the same ones (.ci/run); `make help` lists them.
 
 PYTHON ?= python3
+# Of `make install`
+PREFIX ?= /usr/local
+SYSTEM_PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -14,7 +17,8 @@ PROGRAMS := ip=iproute2 nft=nftables dnsmasq=dnsmasq-base udhcpc=udhcpc amtterm=
 	shellcheck=shellcheck systemd-analyze=systemd mandoc=mandoc zsh=zsh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup programs demo lab test test-lab check format bench bench-quick proof ipk man clean
+.PHONY: help setup programs demo lab test test-lab check format bench bench-quick proof ipk man \
+	install deb systemd-root test-systemd clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -78,6 +82,27 @@ ipk: $(STAMP) ## the packages for OpenWrt 24.10 and their index, into dist/ipk
 man: $(STAMP) ## manual pages and shell completion, into build/man and build/completion
 	rm -rf build/man build/completion
 	$(BIN)/python docs/generate.py build
+
+install: ## modules, commands, units, manual pages below $(DESTDIR)$(PREFIX)
+	DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" PYTHON="$(SYSTEM_PYTHON)" systemd/install.sh
+
+deb: man ## the packages for Debian, into dist/deb
+	rm -rf dist/deb
+	systemd/debian/build.sh dist/deb
+
+# The guest of test-systemd: Debian with what our packages depend on, 300 MB and 80 s.
+SYSTEMD_ROOT := build/systemd-root
+$(SYSTEMD_ROOT):
+	rm -rf $@.new
+	debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,iproute2,procps,python3,$\
+	openssl,python3-construct,python3-h11,python3-netifaces,python3-pyroute2,python3-scapy bookworm $@.new
+	rm -rf $@.new/var/cache/apt/archives/*.deb $@.new/var/lib/apt/lists/*
+	mv $@.new $@
+
+systemd-root: $(SYSTEMD_ROOT)
+
+test-systemd: setup systemd-root deb ## the Debian packages on a real systemd (root; debootstrap)
+	$(ISOLATED) -m pytest -m systemd -rA tests/systemd
 
 proof: setup ## what takes hours: ten thousand cuts of the line; its output goes to docs/
 	GWMODULE_CUTS=10000 $(ISOLATED) -m pytest -s tests/lab/test_link_faults.py \

@@ -304,14 +304,16 @@ def _check(config: Config, path: str) -> None:
 def with_credentials(config: Config, directory: Path) -> Config:
     """The configuration with key, certificate and CA from `directory`, as far as they are there.
 
-    For systemd's LoadCredential=, whose copies only the service can read. An empty file is none:
-    that is what a unit gives for one that does not exist.
+    For systemd's LoadCredential=, whose copies only the service can read. "none" is what our unit
+    gives for a file that does not exist.
     """
     tls = config.tls
     for setting_name, name in CREDENTIALS.items():
         path = directory / name
         with contextlib.suppress(OSError):
-            if path.stat().st_size:
+            with path.open("rb") as file:
+                absent = file.read(16).strip() == b"none"
+            if not absent:
                 tls = dataclasses.replace(tls, **{setting_name: str(path)})
     return dataclasses.replace(config, tls=tls)
 

@@ -195,7 +195,7 @@ def test_a_bad_interface_name_is_reported_under_its_own_key() -> None:
 def test_credentials_replace_what_they_hold_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "gateway.key").write_text("key")
     # What the unit gives for a file that does not exist.
-    (tmp_path / "gateway.crt").write_text("")
+    (tmp_path / "gateway.crt").write_text("none")
     tls = with_credentials(Config(), tmp_path).tls
     assert tls.key == str(tmp_path / "gateway.key")
     assert (tls.certificate, tls.cafile) == (Config().tls.certificate, Config().tls.cafile)
