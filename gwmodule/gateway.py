@@ -40,7 +40,7 @@ from gwmodule.relay.calls import Calls
 from gwmodule.relay.capture_client import CaptureClient
 from gwmodule.relay.dial import LanDialer
 from gwmodule.relay.listener import HelloListener
-from gwmodule.relay.policy import LOCKED_DOWN, MAX_LOCKDOWN, Policy
+from gwmodule.relay.policy import LOCKED_DOWN, MAX_LOCKDOWN, Lockdown, Policy
 from gwmodule.relay.probe import ProbeScheduler
 from gwmodule.relay.streams import Streams
 from gwmodule.telemetry import Counters, EventLog, memory
@@ -80,7 +80,7 @@ _LEASE_FILE_INTERVAL = 5.0
 
 
 class Relay:
-    def __init__(self, config: Config, rng: random.Random) -> None:
+    def __init__(self, config: Config, rng: random.Random, lockdown: Lockdown) -> None:
         self._config = config
         self._log = EventLog("gwmodule.relay")
         self._loop = asyncio.get_running_loop()
@@ -88,7 +88,7 @@ class Relay:
         self._start_to_link_up: float | None = None
         self._counters = Counters()
         self._devices = Devices(config.devices, config.probe)
-        self._policy = Policy(config)
+        self._policy = Policy(config, lockdown)
         self._watcher = LanWatcher(config.lan, self._on_lan_event)
         self._lan = LanDialer(config, self._watcher, self._policy)
         self._listener = HelloListener(config.lan.hello_port, self._on_hello)
@@ -460,6 +460,8 @@ class _Process:
     def __init__(self, config: Config, reload: Callable[[], Config]) -> None:
         self._config = config
         self._reload = reload
+        # Outlives a reload: what the owner switched stays, unless the file says otherwise now.
+        self._lockdown = Lockdown(config.relay.lockdown)
         self._notifier = Notifier(os.environ)
         self._log = EventLog("gwmodule.relay")
         self._stopping = False
@@ -476,7 +478,7 @@ class _Process:
             signal.SIGHUP: lambda: self._begin_reload(task),
             signal.SIGUSR1: lambda: self._relay.reconnect("SIGUSR1"),
         }
-        self._relay = Relay(self._config, random.Random())
+        self._relay = Relay(self._config, random.Random(), self._lockdown)
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
         self._notifier.feed_watchdog()
@@ -499,7 +501,7 @@ class _Process:
                 pass
         if self._reloading:
             self._reloading = False
-            self._relay = Relay(self._config, random.Random())
+            self._relay = Relay(self._config, random.Random(), self._lockdown)
 
     def _ready(self, status: str) -> None:
         self._notifier.ready(f"{status}, MSP {', '.join(self._config.msp.address)}")
@@ -526,6 +528,8 @@ class _Process:
             self._ready("running")
             return
         self._log.info("reload")
+        if config.relay != self._config.relay:
+            self._lockdown = Lockdown(config.relay.lockdown)
         self._config = config
         self._reloading = True
         task.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import json
 import re
@@ -175,3 +176,37 @@ def commands(text: str) -> Iterator[str]:
         # A diagram also has the programs' names in it; a command has neither arrows nor holes.
         if found and not re.search(r"[<>|=]{2}|--->|   |\b[A-Z]{3,}\b", found[2]):
             yield found[0]
+
+
+def events() -> set[str]:
+    """What the gateway's programs log: the first argument of every call of an EventLog."""
+    found = set()
+    for path in (ROOT / "gwmodule").rglob("*.py"):
+        if {"msp", "sim"} & set(path.parts):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                level = node.func.attr in ("debug", "info", "warning", "error", "exception")
+                if level and "log" in ast.unparse(node.func.value) and node.args:
+                    assert isinstance(node.args[0], ast.Constant | ast.Call), ast.unparse(node)
+                    if isinstance(node.args[0], ast.Constant):
+                        found.add(node.args[0].value)
+    return found
+
+
+def test_every_event_of_the_gateway_is_documented_and_its_name_is_a_word() -> None:
+    text = (ROOT / "docs/operation.md").read_text().partition("## Log")[2].partition("\n## ")[0]
+    documented = {
+        name
+        for row in re.findall(r"(?m)^\| (`[a-z_`, ]+`) \|", text)
+        for name in re.findall(r"`([a-z_]+)`", row)
+    }
+    assert events() - documented == set()
+    assert all(re.fullmatch("[a-z_]+", name) for name in events())
+
+
+def test_the_checklist_has_the_steps_that_are_documented() -> None:
+    text = (ROOT / "docs/operation.md").read_text().partition("| step |")[2].partition("\n\n")[0]
+    written = re.findall(r"(?m)^\| `([a-z]+)` \|", text)
+    module = (ROOT / "gwmodule/explain.py").read_text()
+    assert sorted(written) == sorted(module.partition("\n\n")[2].partition("\n")[0].split())

@@ -63,12 +63,12 @@ class Lockdown:
 class Policy:
     """Pure: the answers depend on the configuration and the model that is handed in."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, lockdown: Lockdown | None = None) -> None:
         self._lan = config.lan.interface
         self._ports = AMT_PORTS | {int(port) for port in config.streams.extra_ports}
         # Refusals by rule since the start.
         self.counters = {rule.value: 0 for rule in Rule}
-        self.lockdown = Lockdown(config.relay.lockdown)
+        self.lockdown = lockdown or Lockdown(config.relay.lockdown)
 
     def check_access(self, now: float) -> None:
         """For what the MSP asks, before everything else; our own probes go on. PolicyRefused."""
