@@ -10,12 +10,17 @@ the sender stays a little below what the line delivers, and looks for more a lit
     LOW to HIGH          hold
     above HIGH           0.85 of what was delivered        let it drain, then start again from there
 
+Delivered is the best of the last round trips, as in BBR: after a lost packet TCP cuts its window,
+and one round trip of that says nothing about the line. The acknowledgement of a packet may wait for
+the next one, and so one packet's time at the present rate counts as no queue.
+
 Pure: samples and time in, a pace out. The kernel does the pacing (SO_MAX_PACING_RATE).
 """
 
 from __future__ import annotations
 
 import struct
+from collections import deque
 from dataclasses import dataclass
 
 # Seconds of queue. TCP's own rtt jitter on a quiet line is about a millisecond; 2 ms are not quite
@@ -27,11 +32,16 @@ HIGH = 0.005
 _GROWTH = 0.03
 _OVERSHOOT = 0.003
 # The kernel smooths rtt over eight acknowledgements, one for two packets.
-_SMOOTHING = 8 * 2 * 1448
+_PACKET = 1448
+_SMOOTHING = 8 * 2 * _PACKET
 # A cut of 15 % is regained by 18 %; growing on without a queue means that the line got faster.
 _REGAINED = 0.3
+# So does being this many times below the best rate of the last minute: there was more.
+_FAR_BELOW = 3
 _MAX_BOOST = 8
 _DRAIN = 0.85
+# Round trips: TCP's recovery of a loss takes one or two, a line that got slower is believed then.
+_DELIVERY_WINDOW = 4
 # A first guess from a full-speed line sits in a full queue: well below, so that it empties soon.
 _START = 0.7
 # Never more than this above what was delivered: a line that got slower is found in one round trip.
@@ -98,6 +108,7 @@ class Pacer:
         self._grown = 0.0
         self._best = sample.delivery_rate
         self._best_at = now
+        self._deliveries: deque[tuple[float, float]] = deque()
 
     @property
     def pace(self) -> Pace:
@@ -107,26 +118,39 @@ class Pacer:
     def update(self, sample: LineSample, now: float) -> Pace:
         elapsed, self._updated = now - self._updated, now
         self._remember(sample.delivery_rate, now)
-        queue = sample.rtt - sample.min_rtt
+        delivered = self._delivered(sample, now)
+        queue = sample.rtt - sample.min_rtt - _PACKET / self._rate
         if queue > HIGH:
             self._grown = 0.0
             if now >= self._hold_until:
-                self._rate = min(self._rate, sample.delivery_rate) * _DRAIN
+                self._rate = min(self._rate, delivered) * _DRAIN
                 self._hold_until = now + 1.5 * self._late(sample)
         elif queue < LOW and now >= self._hold_until:
-            self._grow(sample, elapsed)
+            self._grow(sample, elapsed, delivered)
         self._rate = max(self._rate, self._best * _FLOOR, _SLOWEST)
         return self.pace
 
-    def _grow(self, sample: LineSample, elapsed: float) -> None:
+    def _grow(self, sample: LineSample, elapsed: float, delivered: float) -> None:
         late = self._late(sample)
-        boost = min(max(self._grown / _REGAINED, 1.0) ** 2, _MAX_BOOST)
+        known = self._best / self._rate / _FAR_BELOW
+        boost = min(max(self._grown / _REGAINED, known, 1.0) ** 2, _MAX_BOOST)
         growth = min(_GROWTH, _OVERSHOOT / late) * boost * min(elapsed / late, 1.0)
         self._grown += growth
         # A sender without bulk to send measures itself; only a busy one measures the line.
-        delivered = max(sample.delivery_rate, self._best if sample.app_limited else 0.0)
+        if sample.app_limited:
+            delivered = max(delivered, self._best)
         grown = self._rate * (1 + growth)
         self._rate = max(self._rate, min(grown, delivered * _HEADROOM))
+
+    def _delivered(self, sample: LineSample, now: float) -> float:
+        """The best rate of the last round trips."""
+        recent = self._deliveries
+        while recent and recent[0][0] < now - _DELIVERY_WINDOW * sample.min_rtt:
+            recent.popleft()
+        while recent and recent[-1][1] <= sample.delivery_rate:
+            recent.pop()
+        recent.append((now, sample.delivery_rate))
+        return recent[0][1]
 
     def _late(self, sample: LineSample) -> float:
         """Seconds until the smoothed rtt shows what the rate did to the queue."""
