@@ -14,6 +14,7 @@ from gwmodule.amt.functions import CATALOGUE
 from gwmodule.errors import Code
 from gwmodule.msp import cli
 from gwmodule.msp.commands.output import ago
+from gwmodule.wire.frames import CredentialMode
 from gwmodule.wire.notices import Hello, Lease, Source
 from tests.msp.conftest import IP, MAC, NOW, PC, Service, answer, presence
 
@@ -81,6 +82,14 @@ async def test_a_call_with_the_beginning_of_a_uuid(service: Service) -> None:
     assert (sent["state"], sent["note"]) == (10, "a b")
     code, out, _ = await run(service, "--json", "call", str(PC).upper(), "power.get")
     assert json.loads(out)["result"] == {"power_state": 2}
+
+
+async def test_the_secret_stays_at_the_msp_where_the_technician_wants_that(
+    service: Service,
+) -> None:
+    for extra, mode in (([], CredentialMode.HA1), (["--challenge"], CredentialMode.CHALLENGE)):
+        code, _, _ = await run(service, "call", "55e3", "power.get", *extra)
+        assert (code, service.session.credential.mode) == (0, mode)
 
 
 async def test_a_beginning_that_fits_several_or_none_is_wrong_usage(service: Service) -> None:

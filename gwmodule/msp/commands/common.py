@@ -60,6 +60,12 @@ def add_login(parser: argparse.ArgumentParser, *, call: bool = True) -> None:
             action="store_true",
             help="first contact: the gateway may see the password itself",
         )
+        parser.add_argument(
+            "--challenge",
+            action="store_true",
+            help="answer the device's nonces here: no secret goes to the gateway, "
+            "one more round trip",
+        )
         parser.add_argument("--tls", choices=("auto", "off", "modern", "legacy"))
         parser.add_argument("--deadline", type=seconds, default=30.0, metavar="S")
 
@@ -139,7 +145,9 @@ def call_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def login_of(options: argparse.Namespace) -> dict[str, Any]:
-    return {"credential": {"username": options.user, "password": password_of(options)}}
+    mode = "challenge" if options.challenge else "ha1"
+    login = {"username": options.user, "password": password_of(options), "mode": mode}
+    return {"credential": login}
 
 
 def password_of(options: argparse.Namespace) -> str:
