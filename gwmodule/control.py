@@ -126,6 +126,17 @@ async def _end_of(reader: asyncio.StreamReader) -> None:
         await reader.read(1)
 
 
+def require_free(path: str) -> None:
+    """ControlError when another relay answers there: two would take each other's socket away."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_TIMEOUT)
+        try:
+            probe.connect(path)
+        except OSError:
+            return
+    raise ControlError(f"{path}: another relay is running here; stop it, or set control.socket")
+
+
 def ask(path: str, verb: str, arguments: Mapping[str, Any] | None = None) -> Any:
     """Ask the running service; ControlError says why there is no answer."""
     answer = bytearray()

@@ -27,7 +27,7 @@ from gwmodule import __version__
 from gwmodule.amt.presence import probe
 from gwmodule.capture.datagrams import MAX_FRAMES, MAX_FRAMES_SECONDS
 from gwmodule.config import Config
-from gwmodule.control import ControlServer
+from gwmodule.control import ControlServer, require_free
 from gwmodule.devices import Devices
 from gwmodule.errors import BadArgument, Code, GatewayError
 from gwmodule.explain import Explainer, Target, parse_target
@@ -451,6 +451,7 @@ def run_relay(config: Config, reload: Callable[[], Config]) -> int:
     """The relay's main: 0 after SIGTERM or SIGINT; SIGHUP goes on with what `reload` returns."""
     drop_all_capabilities()
     forbid_core_dumps()
+    require_free(config.control.socket)
     return asyncio.run(_Process(config, reload).run())
 
 

@@ -384,3 +384,16 @@ def test_a_port_in_use_is_a_warning_and_with_strict_78(
         # Our own running relay has it.
         with relay(tmp_path, ANSWERS):
             assert main(["check-config", "--strict", "--config", config]) == 0
+
+
+def test_a_second_relay_does_not_take_the_first_ones_socket(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [sys.executable, "-m", "gwmodule", "relay", "--config", good(tmp_path)]
+    with relay(tmp_path, ANSWERS):
+        done = subprocess.run(argv, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "control.sock: another relay is running here; stop it" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert main(["status", "--json", "--config", good(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out) == ANSWERS["status"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gwmodule.control import MAX_REQUEST, ControlError, ControlServer, ask, record
+from gwmodule.control import MAX_REQUEST, ControlError, ControlServer, ask, record, require_free
 from gwmodule.errors import CaptureError
 
 
@@ -165,3 +165,14 @@ async def test_a_stream_that_is_refused_or_empty_is_an_error(tmp_path: Path) -> 
         with pytest.raises(ControlError, match="before it began"):
             await asyncio.to_thread(drain, served.path, "stream", {"count": 0})
     CLOSED.clear()
+
+
+async def test_a_socket_that_somebody_serves_is_not_free(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    require_free(str(path))
+    async with Served(path):
+        with pytest.raises(ControlError, match="another relay is running here"):
+            await asyncio.to_thread(require_free, str(path))
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    require_free(str(path))

@@ -190,7 +190,7 @@ def events() -> set[str]:
                 if level and "log" in ast.unparse(node.func.value) and node.args:
                     assert isinstance(node.args[0], ast.Constant | ast.Call), ast.unparse(node)
                     if isinstance(node.args[0], ast.Constant):
-                        found.add(node.args[0].value)
+                        found.add(str(node.args[0].value))
     return found
 
 

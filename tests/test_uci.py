@@ -193,7 +193,7 @@ def test_what_uci_quotes_comes_back_unchanged(value: str) -> None:
 
 def scalars() -> dict[str, Any]:
     """`section.option` of every single value of the schema, with its default."""
-    found = {}
+    found: dict[str, Any] = {}
     for table, value in every_leaf(Config).items():
         values = {f"{table}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {}
         found |= values or {f"gwmodule.{table}": value}

@@ -76,7 +76,7 @@ class Calls:
         self._tasks = tasks
         self._counters = counters
         # Functions of the gateway itself (wire.functions); no device's, so not in its turn.
-        self._own = own or {}
+        self._own = {} if own is None else own
         self._log = EventLog("gwmodule.calls")
         self._running: dict[tuple[Session, int], _Running] = {}
         self._devices: dict[bytes, _Turn] = {}

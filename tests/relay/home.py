@@ -17,7 +17,7 @@ from gwmodule.amt import digest
 from gwmodule.config import Config
 from gwmodule.errors import Code, DeviceUnreachable, PolicyRefused
 from gwmodule.msp.session import Session
-from gwmodule.relay.calls import Calls
+from gwmodule.relay.calls import Calls, OwnFunction
 from gwmodule.sim.device import ANY_PORTS, SimulatedDevice
 from gwmodule.sim.machine import Machine
 from gwmodule.sim.profiles import PROFILES
@@ -48,6 +48,8 @@ class Home:
     device: SimulatedDevice
     calls: Calls = field(init=False)
     counters: Counters = field(default_factory=Counters)
+    # The gateway's own functions, by name.
+    own: dict[str, OwnFunction] = field(default_factory=dict)
     # For each link that came up, whether its session was fresh.
     ups: list[bool] = field(default_factory=list)
     forbidden: bool = False
@@ -105,7 +107,12 @@ async def home_of(msp: Peers, config: Config, profile: str = "amt12") -> AsyncIt
     async with SimulatedDevice("127.0.0.1", machine, ports=ANY_PORTS) as device:
         made = Home(device)
         made.calls = Calls(
-            made.dial, lambda address, reason: 0, lambda *_: False, msp.group, made.counters
+            made.dial,
+            lambda address, reason: 0,
+            lambda *_: False,
+            msp.group,
+            made.counters,
+            made.own,
         )
         msp.start_dialer(config, made)
         await until(lambda: made.ups)

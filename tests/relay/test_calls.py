@@ -15,6 +15,7 @@ from gwmodule.errors import Code, LinkLost
 from gwmodule.relay.calls import MAX_CALLS
 from gwmodule.sim.profiles import PROFILES, Mischief
 from gwmodule.wire.frames import CredentialMode, TlsMode
+from gwmodule.wire.functions import EXPLAIN, STATUS
 from gwmodule.wire.messages import (
     Call,
     Cancel,
@@ -383,3 +384,47 @@ async def test_a_wsman_that_disappears_in_a_call_is_not_replaced(
         code, body, _ = await ask(session, made.device, "power.set", arguments={"state": "off"})
         assert (code, body["kind"]) == (Code.NOT_SUPPORTED, "WsmanAbsent")
         assert made.device.machine.power_requests == 0
+
+
+async def test_the_gateways_own_functions_need_no_login_and_no_device(tmp_path: Path) -> None:
+    heard: list[Call] = []
+
+    async def answer(call: Call) -> dict[str, Any]:
+        heard.append(call)
+        return {"asked": call.function}
+
+    async with home(tmp_path) as (made, session):
+        made.own |= {EXPLAIN: answer, STATUS: answer}
+        explained = await session.explain(
+            address=ADDRESS, mac=MAC, uuid=UUID_1, pin=b"\x11" * 32, deadline=5.0
+        )
+        told = await session.status(deadline=5.0)
+        assert made.dialled == 0
+    assert json.loads(explained.body) == {"asked": "gateway.explain"}
+    assert json.loads(told.body) == {"asked": "gateway.status"}
+    assert (heard[0].address, heard[0].mac, heard[0].pin) == (ADDRESS, MAC, b"\x11" * 32)
+    assert {call.credential.mode for call in heard} == {CredentialMode.NONE}
+
+
+async def test_an_own_function_has_its_deadline_and_does_not_wait_for_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: Any) -> dict[str, Any]:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async def at_once(call: Call) -> dict[str, Any]:
+        return {"calls": made.calls.on_device(call.mac)}
+
+    stub(monkeypatch, never)
+    async with home(tmp_path) as (made, session):
+        made.own |= {EXPLAIN: at_once, STATUS: never}
+        busy = asyncio.ensure_future(ask(session, made.device, "test.stub"))  # noqa: TID251
+        await until(lambda: made.calls.on_device(MAC) == 1)
+        explained = await session.explain(address=ADDRESS, mac=MAC, uuid=UUID_1)
+        assert json.loads(explained.body) == {"calls": 1}
+        assert (await session.status(deadline=0.1)).code is Code.DEADLINE
+        assert made.calls.end_all("locked down at the gateway") == 1
+        code, body, _ = await busy
+    assert (code, body["error"]) == (Code.CANCELLED, "locked down at the gateway")
+    assert made.calls.on_device(MAC) == 0

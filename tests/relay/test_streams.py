@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import select
 import socket
 from collections.abc import AsyncIterator
@@ -247,3 +248,20 @@ async def test_the_gateway_answers_a_heartbeat_that_the_console_cannot(tmp_path:
         assert await stream.read() == build_sol_plain(MessageType.SOL_HEARTBEAT, 0)
         stream.reset(Code.CANCELLED, "done")
         await until(lambda: gateway.counters["held_heartbeats"] == 1)
+
+
+async def test_all_streams_are_cut_at_once_with_the_reason(tmp_path: Path) -> None:
+    device = Device()
+    async with chain(tmp_path, device) as (_, gateway, session):
+        streams = [
+            await session.open_stream(dataclasses.replace(TARGET, hold=hold), Priority.INTERACTIVE)
+            for hold in (True, False)
+        ]
+        assert gateway.streams.to_device(ADDRESS) == (2, 1)
+        assert gateway.streams.to_device(IPv4Address("192.0.2.8")) == (0, 0)
+        assert gateway.streams.reset_all(Code.REFUSED_POLICY, "locked down at the gateway") == 2
+        for stream in streams:
+            with pytest.raises(ChannelReset, match="locked down at the gateway") as cut:
+                await stream.read()
+            assert cut.value.code is Code.REFUSED_POLICY
+        assert len(gateway.streams) == 0
