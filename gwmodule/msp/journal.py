@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -19,8 +19,10 @@ from gwmodule.msp.database import RegistryError
 from gwmodule.msp.registry import Event, Observed
 from gwmodule.telemetry import Counters, EventLog
 
-# Observations that wait for a disk: two full snapshots of the largest default gateway table.
-MAX_WAITING = 4096
+# Observations that wait for a disk, some 16 MiB of them; and those of one gateway, so that a flood
+# costs nobody else a place: two full snapshots of the largest default gateway table.
+MAX_WAITING = 16384
+MAX_OF_ONE = 2048
 # Events of one transaction. SQLite writes these within some milliseconds, in which no keystroke
 # passes; PostgreSQL lets no other node write meanwhile.
 MAX_BATCH = 64
@@ -43,14 +45,18 @@ class Journal:
         self._recorder = recorder
         self._on_written = on_written
         self._queue: deque[tuple[Event, Acknowledge | None]] = deque()
+        self._waiting = Counter[str]()
         self._filled = asyncio.Event()
         self._log = EventLog("gwmodule.msp")
 
     def put(self, event: Event, acknowledge: Acknowledge | None = None) -> None:
         # Of link events each session has at most three, and they are not repeated.
-        if isinstance(event, Observed) and len(self._queue) >= MAX_WAITING:
+        if isinstance(event, Observed) and (
+            len(self._queue) >= MAX_WAITING or self._waiting[event.gateway] >= MAX_OF_ONE
+        ):
             self.counters["journal_full"] += 1
             return
+        self._waiting[event.gateway] += 1
         self._queue.append((event, acknowledge))
         self._filled.set()
 
@@ -87,9 +93,11 @@ class Journal:
             # A gateway's text that a rule or the engine chokes on must cost nobody else's events.
             for entry in batch:
                 await self._write_alone(entry)
-        for _ in batch:
+        for event, _ in batch:
             self._queue.popleft()
+            self._waiting[event.gateway] -= 1
         if not self._queue:
+            self._waiting.clear()
             self._filled.clear()
         self._on_written()
 

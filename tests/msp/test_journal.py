@@ -131,6 +131,20 @@ async def test_what_waits_is_bounded_and_a_lost_link_always_fits(
     assert disk.written == ["a", "b", "d"]
 
 
+async def test_a_flood_of_one_gateway_costs_the_others_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journal_module, "MAX_OF_ONE", 2)
+    disk = Disk()
+    journal, acknowledged = Journal(disk, lambda: None), list[str]()
+    put(journal, acknowledged, "a", "a", "a", "b")
+    await journal.finish()
+    assert acknowledged == ["a", "a", "b"]
+    put(journal, acknowledged, "a")
+    await journal.finish()
+    assert acknowledged[-1] == "a"
+
+
 async def test_the_end_of_the_service_writes_what_waits_and_does_not_hang(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
