@@ -125,7 +125,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
 }
 RANK = {name: rank for rank, (_, names) in enumerate(LAYERS.items()) for name in names}
 # Packages whose modules belong to the layer of the package unless they have a row of their own.
-OPEN_PACKAGES = ("gwmodule.wire", "gwmodule.amt.functions", "gwmodule.sim")
+OPEN_PACKAGES = ("gwmodule.wire", "gwmodule.amt.functions", "gwmodule.msp.commands", "gwmodule.sim")
 PROTOCOLS = list(LAYERS).index("protocols")
 
 # Below the sans-I/O line: no sockets, no tasks, no clocks, no logging.
