@@ -18,7 +18,7 @@ PROGRAMS := ip=iproute2 nft=nftables dnsmasq=dnsmasq-base udhcpc=udhcpc amtterm=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup programs demo lab test test-lab check format bench bench-quick proof ipk man \
-	install deb systemd-root test-systemd clean
+	install deb systemd-root test-systemd footprint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -103,6 +103,9 @@ systemd-root: $(SYSTEMD_ROOT)
 
 test-systemd: setup systemd-root deb ## the Debian packages on a real systemd (root; debootstrap)
 	$(ISOLATED) -m pytest -m systemd -rA tests/systemd
+
+footprint: setup ipk deb ## size, memory, wakeups and start of the gateway's software
+	$(ISOLATED) -m tests.bench.footprint
 
 proof: setup ## what takes hours: ten thousand cuts of the line; its output goes to docs/
 	GWMODULE_CUTS=10000 $(ISOLATED) -m pytest -s tests/lab/test_link_faults.py \
