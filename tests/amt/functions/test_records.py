@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gwmodule.amt.functions.records import decode_audit, decode_event
+from gwmodule.amt.functions.records import EVENT, decode_audit, decode_event
 from gwmodule.errors import DeviceAnswerError
 
 
@@ -87,3 +87,16 @@ def test_any_audit_record_is_decoded_or_a_bad_answer(data: bytes) -> None:
         decode_audit(data)
     except DeviceAnswerError:
         return
+
+
+@given(st.binary(min_size=21, max_size=21))
+def test_the_fast_form_of_an_event_is_its_layout(data: bytes) -> None:
+    event = EVENT.parse(data)
+    decoded = decode_event(data)
+    if event.time in (0, 0xFFFFFFFF):
+        assert decoded is None
+        return
+    assert decoded is not None
+    numbers = {name: event[name] for name in event if name not in ("_io", "data")}
+    assert {name: decoded[name] for name in numbers} == numbers
+    assert decoded["data"] == event.data.hex()
