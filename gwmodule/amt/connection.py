@@ -214,6 +214,8 @@ class HttpConnection:
                 if received is None:
                     raise
                 raise DeviceAnswerError(f"answer cut after {received} bytes: {exc}") from exc
+            except ValueError as exc:  # h11 before 0.16, as in Debian 12: a length of 4,300 digits
+                raise DeviceAnswerError(f"the device does not speak HTTP/1.1: {exc}") from exc
             if event is h11.NEED_DATA:
                 await self._read(received)
             elif isinstance(event, h11.Event):

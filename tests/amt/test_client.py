@@ -280,6 +280,7 @@ _BOMB = b'<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">]><x>&a;</x>'
         (b"HTTP/1.1 100 Continue\r\n\r\n" * 9, "interim"),
         (_CHUNKED + b"zz\r\n", "after 0 bytes"),
         (_HEAD + b"Content-Length: 5\r\n\r\n<a>b", "cut after 4 bytes"),
+        (_HEAD + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", "does not speak HTTP/1.1"),
         (_HEAD + b"Content-Length: 3\r\n\r\n<a>", "no XML"),
         (soap(_BOMB), "DOCTYPE"),
         (soap(_BOMB.decode().encode("utf-16")), "DOCTYPE"),
