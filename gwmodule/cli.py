@@ -15,6 +15,7 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gwmodule import __version__
@@ -78,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     add_question_verbs(verbs)
     add_explain_verb(verbs)
     add_lockdown_verb(verbs)
+    add_provisioning_verbs(verbs)
     return root
 
 
@@ -475,3 +477,94 @@ def _lockdown(config: Config, arguments: argparse.Namespace) -> int:
         left = answer["seconds_left"]
         print(("on" if answer["on"] else "off") + (f", {left:.0f} s left" if left else ""))
     return OK
+
+
+def add_provisioning_verbs(verbs: Verbs) -> None:
+    """One-shot commands of root, which also work where there is no configuration yet."""
+    provision = _add_provisioning_verb(
+        verbs,
+        "provision",
+        lambda arguments: _provisioning().run_provision(arguments),
+        "enrol this gateway with the MSP",
+        "Make a key, have the MSP sign a certificate for it in exchange for a one-time token, and "
+        "write key, certificate, authority and configuration. A second run changes nothing. The "
+        "exit code is 75 when the same command may succeed later: no network, no MSP, no clock.",
+    )
+    provision.add_argument(
+        "--msp",
+        required=True,
+        type=lambda text: _provisioning().msp_argument(text),
+        metavar="HOST[:PORT]",
+        help="where the MSP enrols gateways (default port 8884)",
+    )
+    provision.add_argument(
+        "--token-file",
+        required=True,
+        metavar="FILE",
+        help="the one-time token, - is standard input; read only if it is needed",
+    )
+    provision.add_argument(
+        "--ca-fingerprint",
+        type=lambda text: _provisioning().fingerprint_argument(text),
+        metavar="SHA256",
+        help="of the MSP's authority; without it, the system's own list must know the MSP",
+    )
+    provision.add_argument(
+        "--gateway-id", metavar="NAME", help="refuse a token that is for another gateway"
+    )
+    provision.add_argument(
+        "--lan", action="append", default=[], metavar="INTERFACE", help="set lan.interface"
+    )
+    provision.add_argument("--check", action="store_true", help="say what would change, and stop")
+    _add_wait(provision)
+    renew = _add_provisioning_verb(
+        verbs,
+        "renew",
+        lambda arguments: _provisioning().run_renew(arguments),
+        "renew the certificate if it is time",
+        "At two thirds of the certificate's lifetime, ask the MSP for the next one, with the same "
+        "key, and dial again with it. Before that, do nothing: for a daily timer.",
+    )
+    renew.add_argument("--force", action="store_true", help="renew now")
+    _add_wait(renew)
+    _add_provisioning_verb(
+        verbs,
+        "deprovision",
+        lambda arguments: _provisioning().run_deprovision(arguments),
+        "remove key, certificate and the MSP's settings",
+        "Tell the MSP, if it can be reached, that this gateway's certificate is over, and remove "
+        "key, certificate, authority and the settings that `provision` wrote.",
+    )
+
+
+def _add_provisioning_verb(
+    verbs: Verbs,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    description: str,
+) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=text, description=description)
+    verb.add_argument(
+        "--config", default=DEFAULT_CONFIG, metavar="FILE", help=f"default {DEFAULT_CONFIG}"
+    )
+    verb.set_defaults(run=run)
+    add_json(verb)
+    return verb
+
+
+def _add_wait(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--wait",
+        type=lambda text: _provisioning().wait_argument(text),
+        default=0.0,
+        metavar="SECONDS",
+        help="try again for so long before giving up with 75",
+    )
+
+
+def _provisioning() -> ModuleType:
+    # HTTP and subprocesses: nothing that a service should carry.
+    from gwmodule.provisioning import commands
+
+    return commands

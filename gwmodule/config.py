@@ -26,6 +26,11 @@ RUNTIME_DIRECTORY = "/run/gwmodule"
 # Settings of [tls], and what the unit calls these files.
 CREDENTIALS = {"key": "gateway.key", "certificate": "gateway.crt", "cafile": "ca.crt"}
 
+# A name that every MSP's certificate carries, so that a gateway that trusts its authority alone
+# can pin it whatever address it dials.
+SERVICE_NAME = "gwmodule-msp"
+ENROLMENT_PORT = 8884
+
 
 def setting(
     default: Any,
@@ -93,6 +98,8 @@ class MspPeerConfig:
     # The name in the MSP's certificate; empty: the host of the address that is dialled.
     server_name: str = ""
     connect_timeout: float = setting(10.0, low=0.1, high=120)
+    # `HOST:PORT` where certificates are renewed; `gwmodule provision` writes it.
+    enrolment: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +167,14 @@ class StreamsConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class ControlConfig:
-    socket: str = f"{RUNTIME_DIRECTORY}/control.sock"
-
-
-@dataclass(frozen=True, slots=True)
 class RelayConfig:
     # How the relay starts; `gwmodule lockdown` changes it until it ends.
     lockdown: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ControlConfig:
+    socket: str = f"{RUNTIME_DIRECTORY}/control.sock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +290,11 @@ def _check(config: Config, path: str) -> None:
             split_address(entry)
         except ValueError as exc:
             raise ConfigError(path, "msp.address", str(exc)) from exc
+    if config.msp.enrolment:
+        try:
+            split_address(config.msp.enrolment)
+        except ValueError as exc:
+            raise ConfigError(path, "msp.enrolment", str(exc)) from exc
     for port in config.streams.extra_ports:
         if not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
             raise ConfigError(path, "streams.extra_ports", f"{port!r} is no port")

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Lowest first. The longest matching name decides.
 LAYERS: dict[str, tuple[str, ...]] = {
-    "base": ("gwmodule", "gwmodule.errors", "gwmodule.config", "gwmodule.uci"),
+    "base": ("gwmodule", "gwmodule.errors", "gwmodule.config", "gwmodule.files", "gwmodule.uci"),
     "protocols": (
         "gwmodule.wire",
         "gwmodule.amt",
@@ -26,6 +26,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gwmodule.uplink",
         "gwmodule.sim",
         "gwmodule.msp",
+        "gwmodule.provisioning",
         "gwmodule.amt.digest",
         "gwmodule.amt.functions",
         "gwmodule.amt.hold",
@@ -58,6 +59,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gwmodule.lan.netlink",
         "gwmodule.notify",
         "gwmodule.privileges",
+        "gwmodule.provisioning.client",
+        "gwmodule.provisioning.identity",
+        "gwmodule.provisioning.settings",
         "gwmodule.telemetry",
         "gwmodule.uplink.link",
         "gwmodule.uplink.tls",
@@ -71,6 +75,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gwmodule.msp.consoles",
         "gwmodule.msp.database",
         "gwmodule.msp.enrolment",
+        "gwmodule.msp.enrolment_site",
+        "gwmodule.msp.enrolment_tokens",
         "gwmodule.msp.forward",
         "gwmodule.msp.journal",
         "gwmodule.msp.listener",
@@ -106,6 +112,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "compositions": (
         "gwmodule.gateway",
         "gwmodule.msp.server",
+        "gwmodule.provisioning.provision",
         "gwmodule.sim.demo",
         "gwmodule.sim.dhcp",
         "gwmodule.sim.hosts",
@@ -120,6 +127,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gwmodule.cli",
         "gwmodule.msp.cli",
         "gwmodule.msp.commands",
+        "gwmodule.provisioning.commands",
         "gwmodule.sim.cli",
     ),
 }
@@ -139,6 +147,7 @@ GATEWAY_SIDE = (
     "gwmodule.explain",
     "gwmodule.gateway",
     "gwmodule.lan",
+    "gwmodule.provisioning",
     "gwmodule.relay",
     "gwmodule.supervisor",
     "gwmodule.uplink.dialer",

@@ -5,6 +5,7 @@ Who may open the socket (mode 0600) may use it; the audit records the peer's use
 
     GET    /healthz
     GET    /api/v1/gateways                 POST {name, replace?} -> certificate, key, ca
+    POST   /api/v1/gateways/{name}/enrolment   {expiry?, replace?} -> token, expires, command
     GET    /api/v1/devices?$top&$skip&$count&guid&hostname&gateway&state&status
     GET    /api/v1/devices/stats
     GET    /api/v1/devices/{guid}           DELETE forgets it
@@ -52,6 +53,8 @@ from gwmodule import __version__
 from gwmodule.amt.digest import ha1
 from gwmodule.errors import AmtError, Code, ConfigError, LinkLost
 from gwmodule.msp.database import RegistryError
+from gwmodule.msp.enrolment_site import EnrolmentSite
+from gwmodule.msp.enrolment_tokens import DEFAULT_EXPIRY
 from gwmodule.msp.pki import Authority
 from gwmodule.msp.records import NO_PIN, Device, Gateway, Host, State
 from gwmodule.msp.registry import Registry, RegistryConflict
@@ -152,6 +155,11 @@ class ActionRequest(msgspec.Struct, forbid_unknown_fields=True):
     action: int
 
 
+class EnrolmentRequest(msgspec.Struct, forbid_unknown_fields=True):
+    expiry: float = DEFAULT_EXPIRY
+    replace: bool = False
+
+
 class GatewayRequest(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     replace: bool = False
@@ -193,7 +201,9 @@ class Api:
         authority: Authority,
         server_names: Sequence[str],
         clock: Callable[[], float],
+        enrolment: EnrolmentSite | None = None,
     ) -> None:
+        self._enrolment = enrolment
         self._registry = registry
         self._sessions = sessions
         self._authority = authority
@@ -212,6 +222,7 @@ class Api:
                 web.get("/healthz", self._healthz),
                 web.get("/api/v1/gateways", self._gateways),
                 web.post("/api/v1/gateways", self._add_gateway),
+                web.post("/api/v1/gateways/{name}/enrolment", self._invite),
                 web.get("/api/v1/devices", self._devices),
                 web.get("/api/v1/devices/stats", self._stats),
                 web.get("/api/v1/devices/{guid}", self._device),
@@ -357,6 +368,22 @@ class Api:
             },
             status=201,
         )
+
+    async def _invite(self, request: web.Request) -> web.Response:
+        if self._enrolment is None:
+            raise ApiError(409, "ENROLMENT_OFF", "the service was started without --enrol")
+        body = await _decode(request, EnrolmentRequest)
+        try:
+            invitation = await self._enrolment.invitation(
+                request.match_info["name"],
+                actor=_actor(request),
+                expiry=body.expiry,
+                replace=body.replace,
+                names=self._server_names,
+            )
+        except ValueError as exc:
+            raise ApiError(400, "BAD_REQUEST", str(exc)) from exc
+        return _json(invitation, status=201)
 
     async def _forget(self, request: web.Request) -> web.Response:
         device = await self._find(request.match_info["guid"])

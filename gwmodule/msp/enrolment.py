@@ -5,19 +5,14 @@ Apart from pki, because the technician's commands need it and not the weight of 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
+from gwmodule.config import SERVICE_NAME as SERVICE_NAME
 from gwmodule.config import split_address
+from gwmodule.files import write_atomically as write_atomically
 
-# A name that every server certificate carries, so that a gateway can pin it whatever address it
-# dials; the CA signs nothing but this service.
-SERVICE_NAME = "gwmodule-msp"
 _GATEWAY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -29,22 +24,6 @@ def check_gateway_name(name: str) -> str:
             " underscores, the first a letter or digit"
         )
     return name
-
-
-def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Whole or not at all, also when the power fails; never readable by others meanwhile."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 def gateway_config(

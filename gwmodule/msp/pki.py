@@ -4,8 +4,9 @@
     server.crt server.key  the gateway listener; renewed at start when names change or it ends soon
     registry.db            msp.registry
 
-Keys are ECDSA P-256 and files of mode 0600. A gateway's key is made here, handed out once, in its
-bundle, and not kept. Time is an argument (`at`, unix seconds).
+Keys are ECDSA P-256 and files of mode 0600. A gateway makes its own key and sends a request; for
+gateways that are set up by hand a key is made here, handed out once, in their bundle, and not kept.
+Time is an argument (`at`, unix seconds).
 """
 
 from __future__ import annotations
@@ -18,17 +19,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from gwmodule.errors import ConfigError
+from gwmodule.errors import ConfigError, GatewayError
 from gwmodule.msp.enrolment import SERVICE_NAME, check_gateway_name
 from gwmodule.msp.enrolment import write_atomically as write_atomically
 
 CA_LIFETIME = datetime.timedelta(days=20 * 365)
 LIFETIME = datetime.timedelta(days=10 * 365)
 RENEW_BEFORE = datetime.timedelta(days=90)
+# Of a gateway that renews by itself: short enough that a lost one does not matter for long.
+GATEWAY_LIFETIME = datetime.timedelta(days=365)
+MAX_REQUEST = 16 * 1024
+# Verifying a request costs more with every bit, and no gateway needs more.
+_RSA_BITS = (2048, 4096)
 # A gateway whose clock is some hours slow must not find a certificate that is not valid yet.
 BACKDATE = datetime.timedelta(days=1)
 
@@ -42,6 +49,55 @@ class GatewayBundle:
     key: str = field(repr=False)
     ca: str
     fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A certificate (PEM) that was signed for a gateway's own key."""
+
+    certificate: str
+    fingerprint: str
+    not_after: float
+
+
+GatewayKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
+
+
+class BadRequest(GatewayError):
+    """A certificate request that is none, or asks for a key that we do not sign."""
+
+
+def requested_key(request: str) -> GatewayKey:
+    """The public key of a certificate request (PKCS #10, PEM) whose signature is right.
+
+    P-256, Ed25519, or RSA of 2048 to 4096 bits. Nothing else in it counts, its subject least of
+    all: what a gateway is called is not for it to say.
+    """
+    if len(request) > MAX_REQUEST:
+        raise BadRequest(f"a request of {len(request)} bytes, at most {MAX_REQUEST}")
+    try:
+        parsed = x509.load_pem_x509_csr(request.encode())
+        key = parsed.public_key()
+        match key:
+            case ec.EllipticCurvePublicKey(curve=ec.SECP256R1()) | ed25519.Ed25519PublicKey():
+                pass
+            case rsa.RSAPublicKey() if _RSA_BITS[0] <= key.key_size <= _RSA_BITS[1]:
+                pass
+            case _:
+                raise BadRequest("the key must be P-256, Ed25519 or RSA of 2048 to 4096 bits")
+        if not parsed.is_signature_valid:
+            raise BadRequest("the request is not signed with its key")
+    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        raise BadRequest("no certificate request in PEM") from exc
+    return key
+
+
+def key_hash(key: GatewayKey) -> str:
+    """SHA-256 of the SubjectPublicKeyInfo, in hex."""
+    encoded = key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return hashlib.sha256(encoded).hexdigest()
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
@@ -99,8 +155,13 @@ class Authority:
                 ours = certificate.issuer == self.certificate.subject
                 if current and lasting and ours:
                     return wanted
-            certificate, key = self._issue(
-                SERVICE_NAME, ExtendedKeyUsageOID.SERVER_AUTH, at, [_san(name) for name in wanted]
+            key = ec.generate_private_key(ec.SECP256R1())
+            certificate = self._sign(
+                SERVICE_NAME,
+                key.public_key(),
+                ExtendedKeyUsageOID.SERVER_AUTH,
+                at,
+                [_san(name) for name in wanted],
             )
             # Key first: after a crash between the two, the pair does not fit and is made anew.
             path.unlink(missing_ok=True)
@@ -112,8 +173,9 @@ class Authority:
 
     def gateway_bundle(self, name: str, at: float) -> GatewayBundle:
         """A new key and client certificate for gateway `name`; ValueError when it is no name."""
-        certificate, key = self._issue(
-            check_gateway_name(name), ExtendedKeyUsageOID.CLIENT_AUTH, at, []
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self._sign(
+            check_gateway_name(name), key.public_key(), ExtendedKeyUsageOID.CLIENT_AUTH, at, []
         )
         return GatewayBundle(
             name=name,
@@ -123,15 +185,37 @@ class Authority:
             fingerprint=fingerprint(certificate),
         )
 
-    def _issue(
+    def gateway_certificate(
+        self,
+        name: str,
+        key: GatewayKey,
+        at: float,
+        lifetime: datetime.timedelta = GATEWAY_LIFETIME,
+    ) -> Issued:
+        """A client certificate for the key that gateway `name` has made itself."""
+        certificate = self._sign(
+            check_gateway_name(name), key, ExtendedKeyUsageOID.CLIENT_AUTH, at, [], lifetime
+        )
+        return Issued(
+            certificate=_pem(certificate).decode(),
+            fingerprint=fingerprint(certificate),
+            not_after=certificate.not_valid_after_utc.timestamp(),
+        )
+
+    @property
+    def ca(self) -> str:
+        return _pem(self.certificate).decode()
+
+    def _sign(
         self,
         common_name: str,
+        key: GatewayKey,
         usage: x509.ObjectIdentifier,
         at: float,
         names: list[x509.GeneralName],
-    ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-        key = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(common_name, key, at, LIFETIME, self.certificate.subject)
+        lifetime: datetime.timedelta = LIFETIME,
+    ) -> x509.Certificate:
+        builder = _builder(common_name, key, at, lifetime, self.certificate.subject)
         builder = (
             builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
@@ -143,7 +227,7 @@ class Authority:
         )
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return builder.sign(self._key, hashes.SHA256()), key
+        return builder.sign(self._key, hashes.SHA256())
 
 
 def _make_ca(certificate_path: Path, key_path: Path, at: float) -> None:
@@ -154,7 +238,9 @@ def _make_ca(certificate_path: Path, key_path: Path, at: float) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
         write_atomically(key_path, _key_pem(key))
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest
-    builder = _builder(f"gwmodule MSP {identifier.hex()[:8]}", key, at, CA_LIFETIME, None)
+    builder = _builder(
+        f"gwmodule MSP {identifier.hex()[:8]}", key.public_key(), at, CA_LIFETIME, None
+    )
     certificate = (
         builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(signs_certificates=True), critical=True)
@@ -165,7 +251,7 @@ def _make_ca(certificate_path: Path, key_path: Path, at: float) -> None:
 
 def _builder(
     common_name: str,
-    key: ec.EllipticCurvePrivateKey,
+    key: GatewayKey,
     at: float,
     lifetime: datetime.timedelta,
     issuer: x509.Name | None,
@@ -175,11 +261,11 @@ def _builder(
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer or subject)
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(_time(at) - BACKDATE)
         .not_valid_after(_time(at) + lifetime)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
 

@@ -19,6 +19,8 @@ from gwmodule import __version__
 from gwmodule.errors import ConfigError
 from gwmodule.msp.api import MAX_BODY, SHUTDOWN_TIMEOUT, Api, unix_socket
 from gwmodule.msp.database import open_database
+from gwmodule.msp.enrolment_site import EnrolmentSite, SiteOptions
+from gwmodule.msp.enrolment_tokens import Enrolments
 from gwmodule.msp.listener import GatewayListener, ListenerConfig
 from gwmodule.msp.pki import Authority
 from gwmodule.msp.registry import Registry
@@ -38,6 +40,7 @@ class ServerOptions:
     port: int
     api: Path
     names: tuple[str, ...] = ()
+    enrolment: SiteOptions | None = None
 
 
 def wall_clock() -> float:
@@ -80,16 +83,26 @@ async def serve(options: ServerOptions) -> None:
                 registry,
                 sessions,
             )
-            api = Api(registry, sessions, authority, names, wall_clock)
+            site = None
+            if options.enrolment is not None:
+                enrolments = Enrolments(database)
+                site = EnrolmentSite(
+                    options.enrolment, enrolments, authority, wall_clock, lambda: listener.port
+                )
+            api = Api(registry, sessions, authority, names, wall_clock, site)
             try:
-                await _run_until_signal(options, listener, api, log)
+                await _run_until_signal(options, listener, api, site, log)
             except BaseExceptionGroup as group:
                 raise _startup_error(first_leaf(group), options) from group
     log.info("stopped")
 
 
 async def _run_until_signal(
-    options: ServerOptions, listener: GatewayListener, api: Api, log: EventLog
+    options: ServerOptions,
+    listener: GatewayListener,
+    api: Api,
+    site: EnrolmentSite | None,
+    log: EventLog,
 ) -> None:
     runner = web.AppRunner(
         api.application(),
@@ -103,6 +116,7 @@ async def _run_until_signal(
     stop = asyncio.Event()
     notifier = Notifier(os.environ)
     api_socket: socket.socket | None = None
+    enrolment: web.AppRunner | None = None
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -112,6 +126,9 @@ async def _run_until_signal(
             await listener.listening.wait()
             api_socket = unix_socket(options.api)
             await web.SockSite(runner, api_socket).start()
+            if site is not None:
+                enrolment = await site.start()
+                log.info("enrolling", address=f"{site.host}:{site.port}")
             log.info(
                 "listening",
                 gateways=f"{options.host}:{listener.port}",
@@ -124,6 +141,9 @@ async def _run_until_signal(
             notifier.ready(f"gateways on {options.host}:{listener.port}")
             await stop.wait()
             notifier.stopping()
+            if site is not None and enrolment is not None:
+                site.close()
+                await enrolment.cleanup()
             await runner.cleanup()
             gateways.cancel()
     finally:
@@ -131,6 +151,8 @@ async def _run_until_signal(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         await runner.cleanup()
+        if enrolment is not None:
+            await enrolment.cleanup()
         if api_socket is not None:
             # Ours; when binding failed, the path is another service's.
             with contextlib.suppress(OSError):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import socket
 from pathlib import Path
 
 from gwmodule.config import split_address
 from gwmodule.errors import ConfigError
-from gwmodule.msp.client import ApiClient
+from gwmodule.msp.client import ApiClient, ApiRefused
 from gwmodule.msp.commands.common import OK, Command, UsageError, online
 from gwmodule.msp.commands.output import ago, notice, print_json, show
 from gwmodule.msp.enrolment import (
@@ -27,7 +28,12 @@ def add(command: Command) -> None:
     command("gateway list", online(_gateways), "the same as `gateways`")
     new = command("gateway add", online(_gateway_add), "make what a gateway needs to enrol")
     new.add_argument("name", metavar="NAME")
-    new.add_argument("--out", metavar="DIR", type=Path, help="(default ./NAME)")
+    new.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="make its files here instead of a token; without --enrol always (default ./NAME)",
+    )
     new.add_argument("--msp", metavar="HOST:PORT", help="how the gateway reaches this service")
     new.add_argument(
         "--directory",
@@ -63,6 +69,8 @@ async def _gateway_add(options: argparse.Namespace, client: ApiClient) -> int:
             split_address(options.msp)
     except ValueError as exc:
         raise UsageError(str(exc)) from exc
+    if options.out is None and await _invite(name, options, client):
+        return OK
     out: Path = options.out or Path(name)
     _prepare_directory(out, replace=options.replace)
     bundle = await client.request(
@@ -99,6 +107,27 @@ async def _gateway_add(options: argparse.Namespace, client: ApiClient) -> int:
         print(f"{out}: {' '.join(sorted(files))}")
         notice(f"copy them to {options.directory} on the gateway and start gwmodule there\n")
     return OK
+
+
+async def _invite(name: str, options: argparse.Namespace, client: ApiClient) -> bool:
+    """Show the command that enrols the gateway; False where the service does not enrol."""
+    path = f"/api/v1/gateways/{name}/enrolment"
+    try:
+        invitation = await client.request("POST", path, {"replace": options.replace})
+    except ApiRefused as exc:
+        if exc.error != "ENROLMENT_OFF":
+            raise
+        return False
+    for interface in options.lan or []:
+        invitation["command"] += f" --lan {shlex.quote(interface)}"
+    if options.json:
+        print_json(invitation)
+    else:
+        print(invitation["command"])
+        notice(
+            f"run this as root on the gateway; the token is good until {invitation['expires']}\n"
+        )
+    return True
 
 
 def _prepare_directory(out: Path, *, replace: bool) -> None:

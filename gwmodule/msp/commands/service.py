@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gwmodule.msp.commands.common import OK, Command, listen_address
+from gwmodule.config import split_address
+from gwmodule.msp.commands.common import OK, Command, UsageError, listen_address
 from gwmodule.telemetry import start_logging
+
+if TYPE_CHECKING:
+    from gwmodule.msp.enrolment_site import SiteOptions
 
 DEFAULT_STATE = "/var/lib/gwmodule-msp"
 
@@ -25,7 +31,63 @@ def add(command: Command) -> None:
         metavar="NAME",
         help="a host name or address for the server certificate; may be repeated",
     )
+    _add_enrolment(serve)
     serve.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+
+
+def _add_enrolment(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument(
+        "--enrol", metavar="HOST:PORT", help="where gateways get and renew their certificates"
+    )
+    serve.add_argument(
+        "--link-address",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="what enrolled gateways dial (default: the host they enrolled at, --listen's port)",
+    )
+    serve.add_argument(
+        "--certificate-days",
+        type=_days,
+        default=365,
+        metavar="N",
+        help="lifetime of a gateway's certificate (default %(default)s)",
+    )
+    serve.add_argument(
+        "--grace-days",
+        type=_days,
+        default=30,
+        metavar="N",
+        help="how long after its end it may still be renewed (default %(default)s)",
+    )
+
+
+def _enrolment(options: argparse.Namespace) -> SiteOptions | None:
+    if options.enrol is None:
+        return None
+    from gwmodule.msp.enrolment_site import SiteOptions
+
+    host, port = listen_address(options.enrol)
+    try:
+        for address in options.link_address:
+            split_address(address)
+    except ValueError as exc:
+        raise UsageError(f"--link-address: {exc}") from exc
+    return SiteOptions(
+        host,
+        port,
+        addresses=tuple(options.link_address),
+        lifetime=datetime.timedelta(days=options.certificate_days),
+        grace=datetime.timedelta(days=options.grace_days),
+    )
+
+
+def _days(text: str) -> float:
+    value = float(text)
+    # A test may want a certificate of a minute; ten years is what a hand-made one gets.
+    if not 0 <= value <= 3650:
+        raise argparse.ArgumentTypeError("between 0 and 3650 days")
+    return value
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -41,6 +103,7 @@ def _serve(options: argparse.Namespace) -> int:
             port=port,
             api=Path(options.api),
             names=tuple(options.name),
+            enrolment=_enrolment(options),
         )
     )
     return OK

@@ -1,0 +1,134 @@
+"""The command lines of `gwmodule provision`, `renew` and `deprovision`.
+
+Exit codes: 0 done or nothing to do, 1 refused or failed, 2 wrong usage, 75 try the same command
+again later (no network, no MSP, no clock), 78 a configuration that cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from gwmodule.config import load
+from gwmodule.errors import ConfigError, GatewayError
+from gwmodule.provisioning.client import TryLater, normal_fingerprint
+from gwmodule.provisioning.provision import Wanted, deprovision, provision, renew, with_port
+
+OK = 0
+TEMPORARY = 75  # EX_TEMPFAIL of sysexits.h
+MAX_WAIT = 86400.0
+
+
+def run_provision(arguments: argparse.Namespace) -> int:
+    def work() -> dict[str, Any]:
+        return provision(
+            Wanted(
+                config=Path(arguments.config),
+                msp=arguments.msp,
+                token_file=arguments.token_file,
+                ca_fingerprint=arguments.ca_fingerprint,
+                gateway=arguments.gateway_id,
+                lan=tuple(arguments.lan),
+                check=arguments.check,
+                wait=arguments.wait,
+            )
+        )
+
+    def tell(done: dict[str, Any]) -> str:
+        if done.get("check"):
+            return "would " + "\nwould ".join(done["changes"])
+        state = "provisioned" if done["changed"] else "already provisioned, nothing changed"
+        return f"{state}: gateway {done['gateway']}, certificate until {done['not_after']}"
+
+    return _attempt(arguments, work, tell)
+
+
+def run_renew(arguments: argparse.Namespace) -> int:
+    def work() -> dict[str, Any]:
+        path = Path(arguments.config)
+        done = renew(path, force=arguments.force, wait=arguments.wait)
+        if done["changed"]:
+            done["reconnected"] = _reconnect(path)
+        return done
+
+    def tell(done: dict[str, Any]) -> str:
+        if done["changed"]:
+            return f"renewed: gateway {done['gateway']}, certificate until {done['not_after']}"
+        return f"not due before {done['renew_at']}, nothing changed"
+
+    return _attempt(arguments, work, tell)
+
+
+def run_deprovision(arguments: argparse.Namespace) -> int:
+    def tell(done: dict[str, Any]) -> str:
+        if not done["changed"]:
+            return "not provisioned, nothing changed"
+        if not done["msp_told"]:
+            print(
+                "gwmodule: the MSP was not told: revoke the gateway there as well", file=sys.stderr
+            )
+        return "removed " + " ".join(done["removed"])
+
+    return _attempt(arguments, lambda: deprovision(Path(arguments.config)), tell)
+
+
+def _attempt(arguments: argparse.Namespace, work: Any, tell: Any) -> int:
+    try:
+        done = work()
+    except (TryLater, ConfigError, GatewayError, OSError) as exc:
+        if arguments.json:
+            retry = isinstance(exc, TryLater)
+            print(json.dumps({"changed": False, "error": _sentence(exc), "retry": retry}))
+        if not isinstance(exc, TryLater):
+            raise
+        print(f"gwmodule: {exc}; try again", file=sys.stderr)
+        return TEMPORARY
+    print(json.dumps(done) if arguments.json else tell(done))
+    return OK
+
+
+def _sentence(exc: Exception) -> str:
+    if isinstance(exc, OSError):
+        return f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc)
+    return str(exc)
+
+
+def _reconnect(path: Path) -> bool:
+    """A renewed certificate is read for the next link; this makes it now, and loses no stream."""
+    from gwmodule.control import ask
+
+    with contextlib.suppress(GatewayError):
+        ask(load(path).control.socket, "reconnect")
+        return True
+    return False
+
+
+# Types of arguments.
+
+
+def msp_argument(text: str) -> str:
+    try:
+        return with_port(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+
+
+def fingerprint_argument(text: str) -> str:
+    try:
+        return normal_fingerprint(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+
+
+def wait_argument(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds") from exc
+    if not 0 <= value <= MAX_WAIT:
+        raise argparse.ArgumentTypeError(f"between 0 and {MAX_WAIT:.0f} seconds")
+    return value
