@@ -119,7 +119,7 @@ def relay(directory: Path, answers: dict[str, Any]) -> Iterator[list[dict[str, A
 
 def test_every_verb_is_looked_at_here() -> None:
     (verbs,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
-    assert set(verbs.choices) == set(WITH_CONFIG) | ELSEWHERE
+    assert set(verbs.choices) - ELSEWHERE == set(WITH_CONFIG)
 
 
 @pytest.mark.parametrize("verb", WITH_CONFIG)
