@@ -526,6 +526,11 @@ def add_provisioning_verbs(verbs: Verbs) -> None:
         "key, and dial again with it. Before that, do nothing: for a daily timer.",
     )
     renew.add_argument("--force", action="store_true", help="renew now")
+    renew.add_argument(
+        "--deploy-hook",
+        metavar="COMMAND",
+        help="run by the shell after a renewal, instead of dialling again",
+    )
     _add_wait(renew)
     _add_provisioning_verb(
         verbs,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from gwmodule.provisioning.client import TryLater, normal_fingerprint
 from gwmodule.provisioning.provision import Wanted, deprovision, provision, renew, with_port
 
 OK = 0
+FAILED = 1
 TEMPORARY = 75  # EX_TEMPFAIL of sysexits.h
 MAX_WAIT = 86400.0
 
@@ -51,7 +53,10 @@ def run_renew(arguments: argparse.Namespace) -> int:
     def work() -> dict[str, Any]:
         path = Path(arguments.config)
         done = renew(path, force=arguments.force, wait=arguments.wait)
-        if done["changed"]:
+        if done["changed"] and arguments.deploy_hook:
+            hook = subprocess.run(arguments.deploy_hook, shell=True, check=False)  # noqa: S602
+            done["deploy_hook"] = hook.returncode
+        elif done["changed"]:
             done["reconnected"] = _reconnect(path)
         return done
 
@@ -88,6 +93,9 @@ def _attempt(arguments: argparse.Namespace, work: Any, tell: Any) -> int:
         print(f"gwmodule: {exc}; try again", file=sys.stderr)
         return TEMPORARY
     print(json.dumps(done) if arguments.json else tell(done))
+    if done.get("deploy_hook"):
+        print(f"gwmodule: the deploy hook ended with {done['deploy_hook']}", file=sys.stderr)
+        return FAILED
     return OK
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import grp
 import os
 import ssl
 import subprocess
@@ -21,8 +20,6 @@ from gwmodule.config import TlsConfig
 from gwmodule.errors import GatewayError
 from gwmodule.files import write_atomically
 
-# The group of the relay's user, in the packages for OpenWrt, Debian and systemd.
-SERVICE_GROUP = "gwmodule"
 # Where OpenWrt shows what is in the image, below whatever was written since.
 ROM = Path("/rom")
 # A first boot may have to gather entropy for the key.
@@ -120,9 +117,9 @@ def describe(certificate: Path) -> Certificate:
 
 
 def make_key(path: Path) -> None:
-    """A new P-256 key, readable by root and the service's group."""
+    """A new P-256 key for its owner's eyes; the service manager hands it to the relay."""
     key = openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
-    write_secret(path, key)
+    write_atomically(path, key, 0o600)
 
 
 def request(key: Path, name: str) -> str:
@@ -154,11 +151,6 @@ def fingerprint(pem: str) -> str:
     start = pem.index(begin)
     first = pem[start : pem.index(end, start) + len(end)]
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).hexdigest()
-
-
-def write_secret(path: Path, data: bytes) -> None:
-    group = _service_group()
-    write_atomically(path, data, 0o600 if group == -1 else 0o640, group)
 
 
 def write_public(path: Path, data: bytes) -> None:
@@ -231,13 +223,6 @@ def openssl(*arguments: str, stdin: bytes = b"") -> bytes:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise ProvisioningError(f"openssl {arguments[0]}: {said[0] if said else 'failed'}")
     return done.stdout
-
-
-def _service_group() -> int:
-    try:
-        return grp.getgrnam(SERVICE_GROUP).gr_gid if os.geteuid() == 0 else -1
-    except KeyError:
-        return -1
 
 
 def _date(text: str) -> datetime.datetime:

@@ -50,3 +50,24 @@ def test_another_network_can_be_named(box: Box) -> None:
 def test_without_any_file_there_is_a_usable_start(box: Box) -> None:
     (box.root / "etc/config/gwmodule").unlink()
     assert "list interface 'br-lan'" in configured(box)
+
+
+def test_the_certificate_is_looked_at_every_night_at_a_minute_of_its_own(box: Box) -> None:
+    box.write("etc/config/network", NETWORK)
+    crontab = box.write("etc/crontabs/root", "0 5 * * * reboot\n")
+    lines = set()
+    for _ in range(8):
+        configured(box)
+        first, line = crontab.read_text().splitlines()
+        assert first == "0 5 * * * reboot"
+        minute, hour, *rest = line.split()
+        assert 0 <= int(minute) < 60
+        assert 1 <= int(hour) <= 4
+        assert "gwmodule renew" in " ".join(rest)
+        lines.add(line)
+        crontab.write_text(f"{first}\n")
+    assert len(lines) > 1
+    configured(box)
+    before = crontab.read_text()
+    configured(box)
+    assert crontab.read_text() == before
