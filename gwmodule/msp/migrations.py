@@ -195,4 +195,52 @@ MIGRATIONS: tuple[Step, ...] = (
         ALTER TABLE gateways ADD COLUMN next_fingerprint TEXT;
         """,
     ),
+    # 2: tenants, users, API keys; the sealed logins of devices and secrets of the service
+    Step(
+        """
+        CREATE TABLE tenants (
+            name TEXT PRIMARY KEY,
+            created_at REAL NOT NULL
+        );
+        INSERT INTO tenants (name, created_at) VALUES ('default', 0);
+
+        CREATE TABLE users (
+            name TEXT PRIMARY KEY,
+            tenant TEXT NOT NULL,
+            role TEXT NOT NULL,
+            password TEXT NOT NULL,         -- scrypt with its cost and salt
+            epoch INTEGER NOT NULL,         -- what was issued in an earlier one is void
+            disabled INTEGER NOT NULL DEFAULT 0,
+            created_at REAL NOT NULL
+        );
+        CREATE INDEX users_tenant ON users (tenant, name);
+
+        CREATE TABLE api_keys (
+            id TEXT PRIMARY KEY,
+            name TEXT NOT NULL,
+            tenant TEXT NOT NULL,
+            role TEXT NOT NULL,
+            hash BLOB NOT NULL,             -- SHA-256
+            created_at REAL NOT NULL,
+            expires REAL,
+            revoked_at REAL
+        );
+        CREATE INDEX api_keys_tenant ON api_keys (tenant, created_at);
+
+        CREATE TABLE secrets (
+            name TEXT PRIMARY KEY,
+            sealed BLOB NOT NULL
+        );
+
+        CREATE TABLE credentials (
+            tenant TEXT NOT NULL,
+            uuid BLOB NOT NULL,             -- empty: for all devices without one of their own
+            username TEXT NOT NULL,
+            mode TEXT NOT NULL,
+            sealed BLOB NOT NULL,
+            changed_at REAL NOT NULL,
+            PRIMARY KEY (tenant, uuid)
+        );
+        """,
+    ),
 )

@@ -153,6 +153,7 @@ class Tables:
         key = (device.tenant, device.uuid.bytes)
         await self._db.execute("DELETE FROM devices WHERE tenant = $1 AND uuid = $2", *key)
         await self._db.execute("DELETE FROM hellos WHERE tenant = $1 AND uuid = $2", *key)
+        await self._db.execute("DELETE FROM credentials WHERE tenant = $1 AND uuid = $2", *key)
         # Its gateway is asked for its whole table at its next session.
         await self._db.execute("UPDATE gateways SET digest = NULL WHERE name = $1", device.gateway)
 

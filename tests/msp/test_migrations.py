@@ -12,7 +12,7 @@ async def test_every_step_is_applied_once(database: Database) -> None:
     row = await database.fetch_one("SELECT version FROM schema")
     assert row is not None
     assert row["version"] == len(MIGRATIONS)
-    for table in ("gateways", "hosts", "devices", "hellos", "audit"):
+    for table in ("gateways", "hosts", "devices", "hellos", "audit", "users"):
         assert await database.fetch(f"SELECT * FROM {table}") == []
 
 

@@ -1,0 +1,199 @@
+import asyncio
+import time
+
+import pytest
+
+from gwmodule.msp.accounts import Accounts, Cost, Principal, Role
+from gwmodule.msp.database import Database
+from gwmodule.msp.registry import Registry, RegistryConflict
+from gwmodule.msp.vault import Vault
+
+CHEAP = Cost(4, 8, 1)
+PASSWORD = "correct horse"
+
+
+@pytest.fixture
+async def accounts(database: Database) -> Accounts:
+    accounts = Accounts(database, Vault(database, bytes(32)), cost=CHEAP)
+    await accounts.add_tenant("acme", 1.0, actor="root")
+    await accounts.add_user("anna", "acme", Role.TECHNICIAN, PASSWORD, 2.0, actor="root")
+    return accounts
+
+
+def test_roles_are_ordered() -> None:
+    covered = [[role.covers(other) for other in Role] for role in Role]
+    assert covered == [[True, False, False], [True, True, False], [True, True, True]]
+
+
+async def test_the_right_password_tells_who_it_is(accounts: Accounts) -> None:
+    anna = Principal("anna", "acme", Role.TECHNICIAN, "password")
+    assert await accounts.verify("anna", PASSWORD) == anna
+    for name, password in (
+        ("anna", "wrong horse"),
+        ("nobody", PASSWORD),
+        ("anna", ""),
+        ("", ""),
+        ("anna' OR '1'='1", PASSWORD),
+        ("anna\0", PASSWORD),
+        ("anna", PASSWORD + "\0"),
+        ("anna", "x" * 10_000_000),
+    ):
+        assert await accounts.verify(name, password) is None
+
+
+async def test_an_unknown_name_takes_as_long_as_a_wrong_password(database: Database) -> None:
+    accounts = Accounts(database, Vault(database, bytes(32)), cost=Cost(13, 8, 1))
+    await accounts.add_user("anna", "default", Role.ADMIN, PASSWORD, 2.0, actor="root")
+
+    async def duration(name: str) -> float:
+        began = time.perf_counter()
+        await accounts.verify(name, "wrong horse")
+        return time.perf_counter() - began
+
+    known = sorted([await duration("anna") for _ in range(9)])[4]
+    unknown = sorted([await duration("nobody") for _ in range(9)])[4]
+    assert 0.5 < unknown / known < 2
+
+
+async def test_each_change_of_a_user_voids_what_was_issued(accounts: Accounts) -> None:
+    epochs = []
+    for change in (
+        {},
+        {"role": Role.ADMIN},
+        {"password": "another horse"},
+        {"disabled": True},
+        {"disabled": False},
+    ):
+        assert await accounts.set_user("anna", "acme", at=3.0, actor="root", **change)
+        found = await accounts.principal("anna")
+        if change == {"disabled": True}:
+            assert found is None
+            assert await accounts.verify("anna", "another horse") is None
+            continue
+        assert found is not None
+        epochs.append(found[1])
+    assert epochs == sorted(set(epochs))
+    principal = await accounts.verify("anna", "another horse")
+    assert principal is not None
+    assert principal.role is Role.ADMIN
+    assert await accounts.verify("anna", PASSWORD) is None
+
+
+async def test_a_new_user_of_an_old_name_gets_nothing_of_the_old_one(accounts: Accounts) -> None:
+    before = await accounts.principal("anna")
+    assert await accounts.remove_user("anna", "acme", 3.0, actor="root")
+    assert await accounts.principal("anna") is None
+    await accounts.add_user("anna", "acme", Role.TECHNICIAN, PASSWORD, 4.0, actor="root")
+    assert await accounts.principal("anna") != before
+
+
+async def test_a_name_is_unique_over_all_tenants_and_belongs_to_one(accounts: Accounts) -> None:
+    with pytest.raises(RegistryConflict, match="anna exists"):
+        await accounts.add_user("anna", "default", Role.ADMIN, PASSWORD, 3.0, actor="root")
+    with pytest.raises(RegistryConflict, match="no tenant"):
+        await accounts.add_user("bob", "nowhere", Role.ADMIN, PASSWORD, 3.0, actor="root")
+    assert not await accounts.set_user("anna", "default", role=Role.ADMIN, at=3.0, actor="root")
+    assert not await accounts.remove_user("anna", "default", 3.0, actor="root")
+    assert await accounts.users("default") == []
+    (anna,) = await accounts.users("acme")
+    assert (anna.name, anna.role, anna.disabled) == ("anna", Role.TECHNICIAN, False)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-x", "x" * 65, "a/b", "<b>", "a\0", "\u00e9"])
+async def test_what_is_no_name_is_refused(accounts: Accounts, name: str) -> None:
+    with pytest.raises(ValueError, match="is no name"):
+        await accounts.add_tenant(name, 1.0, actor="root")
+    with pytest.raises(ValueError, match="is no name"):
+        await accounts.add_user(name, "acme", Role.ADMIN, PASSWORD, 1.0, actor="root")
+    with pytest.raises(ValueError, match="is no name"):
+        await accounts.add_key(name, "acme", Role.ADMIN, 1.0, None, actor="root")
+
+
+@pytest.mark.parametrize("password", ["", "short", "x" * 256])
+async def test_a_password_has_a_length(accounts: Accounts, password: str) -> None:
+    with pytest.raises(ValueError, match="8 to 255 bytes"):
+        await accounts.add_user("bob", "acme", Role.VIEWER, password, 1.0, actor="root")
+
+
+async def test_a_tenant_goes_only_when_it_is_empty(accounts: Accounts, database: Database) -> None:
+    registry = Registry(database)
+    with pytest.raises(RegistryConflict, match="acme exists"):
+        await accounts.add_tenant("acme", 3.0, actor="root")
+    with pytest.raises(RegistryConflict, match="still has users"):
+        await accounts.remove_tenant("acme", 3.0, actor="root")
+    await accounts.remove_user("anna", "acme", 3.0, actor="root")
+    await registry.add_gateway("home1", "aa", 3.0, tenant="acme")
+    with pytest.raises(RegistryConflict, match="still has gateways"):
+        await accounts.remove_tenant("acme", 3.0, actor="root")
+    await database.execute("DELETE FROM gateways")
+    key = await accounts.add_key("ci", "acme", Role.VIEWER, 3.0, None, actor="root")
+    with pytest.raises(RegistryConflict, match="still has API keys"):
+        await accounts.remove_tenant("acme", 3.0, actor="root")
+    await accounts.revoke_key(key.split("_")[1], "acme", 3.0, actor="root")
+    assert await accounts.remove_tenant("acme", 3.0, actor="root")
+    assert not await accounts.remove_tenant("acme", 3.0, actor="root")
+    assert [tenant.name for tenant in await accounts.tenants()] == ["default"]
+    with pytest.raises(RegistryConflict, match="always there"):
+        await accounts.remove_tenant("default", 3.0, actor="root")
+
+
+async def test_a_key_is_shown_once_and_ends_in_time_or_when_revoked(
+    accounts: Accounts, database: Database
+) -> None:
+    text = await accounts.add_key("ci", "acme", Role.VIEWER, 10.0, 20.0, actor="anna")
+    identifier = text.split("_")[1]
+    assert await accounts.verify_key(text, 19.0) == Principal("ci", "acme", Role.VIEWER, "key")
+    assert await accounts.verify_key(text, 20.0) is None
+    for row in await database.fetch("SELECT * FROM api_keys"):
+        assert text.encode() not in row["hash"]
+    assert not await accounts.revoke_key(identifier, "default", 11.0, actor="anna")
+    assert await accounts.revoke_key(identifier, "acme", 11.0, actor="anna")
+    assert await accounts.verify_key(text, 12.0) is None
+    (key,) = await accounts.keys("acme")
+    assert (key.id, key.name, key.revoked_at) == (identifier, "ci", 11.0)
+    with pytest.raises(ValueError, match="expired"):
+        await accounts.add_key("ci", "acme", Role.VIEWER, 10.0, 10.0, actor="anna")
+
+
+async def test_what_is_no_key_is_refused(accounts: Accounts) -> None:
+    text = await accounts.add_key("ci", "acme", Role.VIEWER, 10.0, None, actor="anna")
+    other = await accounts.add_key("cd", "acme", Role.ADMIN, 10.0, None, actor="anna")
+    mixed = "_".join([*text.split("_", 2)[:2], other.split("_", 2)[2]])
+    wrong = (
+        "",
+        "gwm",
+        "gwm_",
+        "gwm_x_",
+        text[:-1],
+        text + "x",
+        text.upper(),
+        mixed,
+        "gwm_\u00e9_x",
+    )
+    for candidate in (*wrong, "gwm_x_" + "y" * 10_000_000):
+        assert await accounts.verify_key(candidate, 11.0) is None
+    assert await accounts.verify_key(text, 11.0) is not None
+
+
+async def test_no_password_and_no_key_is_in_the_audit(
+    accounts: Accounts, database: Database
+) -> None:
+    text = await accounts.add_key("ci", "acme", Role.VIEWER, 10.0, None, actor="anna")
+    await accounts.set_user("anna", "acme", password="another horse", at=3.0, actor="root")
+    entries = await Registry(database).audit_entries(tenant="acme")
+    assert [entry.action for entry in entries] == ["user.set", "key.add", "user.add", "tenant.add"]
+    shown = repr(entries)
+    assert "horse" not in shown
+    assert text.split("_", 2)[2] not in shown
+
+
+async def test_all_nodes_sign_with_one_key(accounts: Accounts, database: Database) -> None:
+    other = Accounts(database, Vault(database, bytes(32)), cost=CHEAP)
+    async with asyncio.TaskGroup() as group:
+        one, two = (group.create_task(node.signing_key()) for node in (accounts, other))
+    assert one.result() == two.result()
+
+
+async def test_a_stored_password_keeps_its_cost(accounts: Accounts, database: Database) -> None:
+    dearer = Accounts(database, Vault(database, bytes(32)), cost=Cost(5, 8, 2))
+    assert await dearer.verify("anna", PASSWORD) is not None
