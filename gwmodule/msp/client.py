@@ -33,14 +33,21 @@ class ApiRefused(GatewayError):
 
 
 class ClientStream:
-    """A stream to a port of a device. Chunks come as the device sent them."""
+    """A stream to a port of a device. Chunks come as the device sent them.
+
+    `id` is what `boot.once` knows it by; 0 until the first chunk.
+    """
 
     def __init__(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
         self._websocket = websocket
+        self.id = 0
 
     async def read(self) -> bytes:
         """The next chunk; b"" at the device's end. ChannelReset when the stream was cut."""
         message = await self._websocket.receive()
+        while message.type is WSMsgType.TEXT:
+            self._introduced(message.data)
+            message = await self._websocket.receive()
         match message.type:
             case WSMsgType.BINARY:
                 data: bytes = message.data
@@ -53,6 +60,12 @@ class ClientStream:
             case _:
                 code = code_of(self._websocket.close_code)
                 raise ChannelReset(code or Code.CONNECTION_LOST, "the service went away")
+
+    def _introduced(self, text: str) -> None:
+        try:
+            self.id = msgspec.json.decode(text, type=dict[str, int]).get("stream", 0)
+        except msgspec.MsgspecError as exc:
+            raise ChannelReset(Code.PROTOCOL_ERROR, "the service speaks something else") from exc
 
     async def write(self, data: bytes) -> None:
         """Send a chunk and wait while the way to the device is full; ChannelReset when cut."""

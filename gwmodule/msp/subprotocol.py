@@ -1,8 +1,9 @@
 """What both ends of a relayed stream agree on: subprotocol, close codes, sizes.
 
 A WebSocket has no half-close. A tool that offers SUBPROTOCOL gets one: an empty binary message is
-the end of that direction, and the connection closes when both have ended. The close code is 1000,
-or 4000 + errors.Code with the reason in words.
+the end of that direction, and the connection closes when both have ended. It is also told its
+stream's id, as `boot.once` takes it, in a text message before the first byte: `{"stream": 6}`. The
+close code is 1000, or 4000 + errors.Code with the reason in words.
 """
 
 from __future__ import annotations

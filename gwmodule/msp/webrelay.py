@@ -64,6 +64,7 @@ class WebRelay:
         try:
             first = await self._first_chunks()
             stream = await session.open_stream(target, _priority(first, self._mode))
+            await self._introduce(stream)
             await self._splice(stream, first)
             # Both directions have ended, and a reset would overtake the last bytes.
             stream = None
@@ -94,6 +95,14 @@ class WebRelay:
         except TimeoutError:
             pass
         return chunks
+
+    async def _introduce(self, stream: StreamSeam) -> None:
+        if not self._half_close:
+            return
+        try:
+            await self._websocket.send_json({"stream": stream.channel})
+        except ConnectionError as exc:
+            raise _ToolLeft(Code.CANCELLED, "the technician's tool went away") from exc
 
     async def _splice(self, stream: StreamSeam, first: list[bytes]) -> None:
         async with asyncio.TaskGroup() as group:

@@ -7,6 +7,7 @@ from aiohttp import web
 from gwmodule.errors import ChannelReset, Code
 from gwmodule.msp.api import unix_socket
 from gwmodule.msp.client import ApiClient, ApiRefused, ApiUnavailable
+from gwmodule.msp.subprotocol import SUBPROTOCOL
 from tests.msp.conftest import PC, Service
 
 
@@ -49,6 +50,41 @@ async def test_a_refused_stream_has_the_services_own_sentence(service: Service) 
     with pytest.raises(ApiRefused, match="home1 is not connected") as caught:
         await service.client.open_stream(str(PC), 16994)
     assert (caught.value.status, caught.value.error) == (503, "GATEWAY_OFFLINE")
+
+
+async def test_a_stream_knows_its_id_before_its_first_chunk(service: Service) -> None:
+    stream = await service.client.open_stream(str(PC), 16994)
+    await stream.write(b"12345678")
+    device = await service.session.streams.get()
+    device.incoming.put_nowait(b"hello")
+    assert (await stream.read(), stream.id) == (b"hello", device.channel)
+    await stream.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["hello", "[]", '{"stream": "six"}', "{" * 100_000],
+    ids=["text", "list", "name", "deep"],
+)
+async def test_a_service_that_speaks_something_else_is_left(tmp_path: Path, text: str) -> None:
+    async def speak(request: web.Request) -> web.WebSocketResponse:
+        websocket = web.WebSocketResponse(protocols=(SUBPROTOCOL,))
+        await websocket.prepare(request)
+        await websocket.send_str(text)
+        await websocket.receive()
+        return websocket
+
+    application = web.Application()
+    application.router.add_get("/relay/webrelay.ashx", speak)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.SockSite(runner, unix_socket(tmp_path / "s")).start()
+    async with ApiClient(str(tmp_path / "s")) as client:
+        stream = await client.open_stream(str(PC), 16994)
+        with pytest.raises(ChannelReset, match="speaks something else"):
+            await stream.read()
+        await stream.close()
+    await runner.cleanup()
 
 
 async def test_a_service_that_stops_is_a_reset_with_the_reason(service: Service) -> None:

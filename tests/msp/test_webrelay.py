@@ -98,6 +98,7 @@ async def test_each_direction_ends_by_itself_with_our_subprotocol(service: Servi
         async with asyncio.timeout(5):
             await stream.eof.wait()
         stream.incoming.put_nowait(b"still here")
+        assert await websocket.receive_json() == {"stream": stream.channel}
         assert await websocket.receive_bytes() == b"still here"
         stream.incoming.put_nowait(b"")
         assert await websocket.receive_bytes() == b""
@@ -166,6 +167,7 @@ async def test_a_tool_that_breaks_the_rules_is_told(
         else:
             await websocket.send_bytes(b"")
             await websocket.send_bytes(b"more")
+            assert await websocket.receive_json() == {"stream": stream.channel}
         message = await websocket.receive()
         assert message.data == close_code(Code.PROTOCOL_ERROR)
         assert reason in str(message.extra)

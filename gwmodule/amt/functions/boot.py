@@ -92,12 +92,14 @@ MAX_URL = 1024
 class _Boot:
     """One kind of boot: the capability it needs, its settings, and its source if it forces one."""
 
-    capability: str
+    capability: str = ""
     settings: dict[str, Value] = field(default_factory=dict)
     source: str = ""
 
 
 _BOOTS = {
+    # In the BIOS's own order; what is asked for is the view of it, by SOL.
+    "default": _Boot(),
     "pxe": _Boot("ForcePXEBoot", source="Intel(r) AMT: Force PXE Boot"),
     "hdd": _Boot("ForceHardDriveBoot", source="Intel(r) AMT: Force Hard-drive Boot"),
     "cd": _Boot("ForceCDorDVDBoot", source="Intel(r) AMT: Force CD/DVD Boot"),
@@ -118,8 +120,8 @@ async def boot_once(client: Wsman, arguments: Arguments, context: Context) -> Re
         raise BadArgument(f"stream {stream} is not open to this device; open the console first")
     await require_identity(client, context)
     capabilities = await client.get("AMT_BootCapabilities")
-    for capability in (boot.capability, *(("SOL",) if sol else ())):
-        if not flag(capabilities, capability):
+    for capability in (boot.capability, "SOL" if sol else ""):
+        if capability and not flag(capabilities, capability):
             raise NotSupported(
                 f"this PC cannot boot so: {capability} is not among its capabilities"
             )

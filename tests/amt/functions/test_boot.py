@@ -163,6 +163,15 @@ async def test_an_open_console_sees_the_boot() -> None:
     assert device.put_instances[0]["UseSOL"] is True
 
 
+async def test_a_boot_in_the_bioss_own_order_can_be_watched() -> None:
+    device = device_with()
+    context = Context(sleep=no_sleep, stream_open=lambda stream: stream == 8)
+    await run(device, "boot.once", context, device="default", stream=8)
+    assert device.put_instances[0]["UseSOL"] is True
+    # Cleared, and nothing chosen.
+    assert given_to(device, ORDER) == [{}]
+
+
 @pytest.mark.parametrize(
     "step", ["ChangeBootOrder", "SetBootConfigRole", "RequestPowerStateChange"]
 )
