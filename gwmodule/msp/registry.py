@@ -94,7 +94,9 @@ class Registry:
     async def start(self) -> None:
         """No gateway is connected to this node yet, whatever an earlier process wrote."""
         await self._database.execute(
-            "UPDATE gateways SET connected = 0 WHERE node = $1 AND connected = 1", self._node
+            # Without a node: written before nodes had names.
+            "UPDATE gateways SET connected = 0 WHERE connected = 1 AND (node = $1 OR node = '')",
+            self._node,
         )
 
     # What gateways tell.

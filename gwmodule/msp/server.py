@@ -26,6 +26,7 @@ from gwmodule.msp.pki import Authority
 from gwmodule.msp.registry import Registry
 from gwmodule.msp.session import Sessions
 from gwmodule.msp.subprotocol import first_leaf
+from gwmodule.msp.vault import Vault, vault_key
 from gwmodule.notify import Notifier
 from gwmodule.privileges import forbid_core_dumps
 from gwmodule.telemetry import EventLog
@@ -33,7 +34,9 @@ from gwmodule.telemetry import EventLog
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """`names` are the host names and addresses by which gateways call this service."""
+    """`names` are the host names and addresses by which gateways call this service; `database` is a
+    URL or a path, by default a file in `state`; `node` tells apart those that share one database.
+    """
 
     state: Path
     host: str
@@ -41,6 +44,9 @@ class ServerOptions:
     api: Path
     names: tuple[str, ...] = ()
     enrolment: SiteOptions | None = None
+    database: str | None = None
+    key_file: Path | None = None
+    node: str = ""
 
 
 def wall_clock() -> float:
@@ -67,9 +73,10 @@ async def serve(options: ServerOptions) -> None:
         names = authority.ensure_server_certificate(
             options.names or (socket.gethostname(), "localhost", "127.0.0.1", "::1"), wall_clock()
         )
-        url = str(options.state / "registry.db")
+        url = options.database or str(options.state / "registry.db")
         async with contextlib.aclosing(await open_database(url)) as database:
-            registry = Registry(database)
+            await Vault(database, vault_key(options.state, options.key_file, os.environ)).check()
+            registry = Registry(database, node=options.node or socket.gethostname())
             await registry.start()
             sessions = Sessions()
             listener = GatewayListener(

@@ -113,6 +113,8 @@ async def test_what_is_no_name_is_refused(accounts: Accounts, name: str) -> None
 async def test_a_password_has_a_length(accounts: Accounts, password: str) -> None:
     with pytest.raises(ValueError, match="8 to 255 bytes"):
         await accounts.add_user("bob", "acme", Role.VIEWER, password, 1.0, actor="root")
+    with pytest.raises(ValueError, match="control"):
+        await accounts.set_user("anna", "acme", password=PASSWORD + "\0", at=1.0, actor="root")
 
 
 async def test_a_tenant_goes_only_when_it_is_empty(accounts: Accounts, database: Database) -> None:

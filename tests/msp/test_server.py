@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gwmodule.msp.client import ApiClient, ApiUnavailable
+from gwmodule.msp.client import ApiClient, ApiRefused, ApiUnavailable
+from tests.msp.postgres import Server, programs
 
 ServeCommand = Callable[..., list[str]]
 
@@ -124,6 +125,63 @@ async def test_a_second_service_is_refused_with_the_reason(
         assert "Traceback" not in done.stderr
     async with ApiClient(str(tmp_path / "s")) as client:
         assert (await client.request("GET", "/healthz"))["status"] == "ok"
+
+
+@pytest.mark.timeout(60)
+async def test_it_serves_from_postgresql_and_outlives_a_restart_of_it(
+    processes: list[asyncio.subprocess.Process], command: ServeCommand, tmp_path: Path
+) -> None:
+    found = programs()
+    if found is None:
+        pytest.skip("PostgreSQL is not installed (Debian package postgresql)")
+    server = await asyncio.to_thread(Server, found)
+    try:
+        await asyncio.to_thread(server.start)
+        process, port = await serve(processes, command("--database", server.url()))
+        async with ApiClient(str(tmp_path / "s")) as client:
+            bundle = await client.request("POST", "/api/v1/gateways", {"name": "home1"})
+            await asyncio.to_thread(server.crash)
+            with pytest.raises(ApiRefused, match="database") as refused:
+                await client.request("GET", "/api/v1/gateways")
+            assert refused.value.status == 503
+            # The gateways' side still answers meanwhile.
+            shaken = await asyncio.to_thread(handshake, port, bundle, tmp_path, with_key=True)
+            assert shaken == "gwmodule/1"
+            await asyncio.to_thread(server.start)
+            (gateway,) = await client.request("GET", "/api/v1/gateways")
+            assert gateway["fingerprint"] == bundle["fingerprint"]
+        assert not (tmp_path / "state" / "registry.db").exists()
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10):
+            _, err = await process.communicate()
+        assert process.returncode == 0
+        assert b"Traceback" not in err
+    finally:
+        await asyncio.to_thread(server.remove)
+
+
+async def test_a_database_or_key_that_cannot_be_used_is_a_clear_error(
+    processes: list[asyncio.subprocess.Process], command: ServeCommand, tmp_path: Path
+) -> None:
+    process, _ = await serve(processes, command())
+    process.terminate()
+    await process.wait()
+    other = tmp_path / "key"
+    other.write_text("00" * 32)
+    other.chmod(0o600)
+    for extra, code, reason in (
+        (("--database", f"postgresql://x:secret@/x?host={tmp_path}"), 1, "database localhost/x"),
+        (("--database", "mysql://x"), 78, "neither sqlite nor postgresql"),
+        (("--key-file", str(other)), 78, "not the key of this database"),
+        (("--key-file", "/nowhere"), 78, "No such file"),
+    ):
+        done = await asyncio.to_thread(
+            subprocess.run, command(*extra), capture_output=True, text=True, timeout=15, check=False
+        )
+        assert done.returncode == code, done.stderr
+        assert reason in done.stderr
+        assert "Traceback" not in done.stderr
+        assert "secret" not in done.stderr
 
 
 async def test_a_damaged_registry_or_state_is_a_clear_error(

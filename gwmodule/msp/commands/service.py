@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +32,30 @@ def add(command: Command) -> None:
         metavar="NAME",
         help="a host name or address for the server certificate; may be repeated",
     )
+    _add_database(serve)
     _add_enrolment(serve)
     serve.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+
+
+def _add_database(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument(
+        "--database",
+        metavar="URL",
+        default=os.environ.get("GWMODULE_MSP_DATABASE") or None,
+        help="postgresql://..., or a file for SQLite (default registry.db in --state)",
+    )
+    serve.add_argument(
+        "--key-file",
+        metavar="FILE",
+        type=Path,
+        help="the key of the stored logins (default registry.key in --state, made at first)",
+    )
+    serve.add_argument(
+        "--node",
+        metavar="NAME",
+        default="",
+        help="tells apart services that share a database (default: the host name)",
+    )
 
 
 def _add_enrolment(serve: argparse.ArgumentParser) -> None:
@@ -104,6 +127,9 @@ def _serve(options: argparse.Namespace) -> int:
             api=Path(options.api),
             names=tuple(options.name),
             enrolment=_enrolment(options),
+            database=options.database,
+            key_file=options.key_file,
+            node=options.node,
         )
     )
     return OK
