@@ -92,10 +92,15 @@ deb: man ## the packages for Debian, into dist/deb
 
 # The guest of test-systemd: Debian with what our packages depend on, 300 MB and 80 s.
 SYSTEMD_ROOT := build/systemd-root
+comma := ,
+empty :=
+SYSTEMD_PACKAGES := $(subst $(empty) $(empty),$(comma),$(strip systemd systemd-sysv dbus iproute2 \
+	procps openssl python3 python3-construct python3-h11 python3-netifaces python3-pyroute2 \
+	python3-scapy))
 $(SYSTEMD_ROOT):
 	rm -rf $@.new
-	debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,iproute2,procps,python3,$\
-	openssl,python3-construct,python3-h11,python3-netifaces,python3-pyroute2,python3-scapy bookworm $@.new
+	mkdir -p $@.new
+	debootstrap --variant=minbase --include=$(SYSTEMD_PACKAGES) bookworm $@.new
 	rm -rf $@.new/var/cache/apt/archives/*.deb $@.new/var/lib/apt/lists/*
 	mv $@.new $@
 

@@ -17,7 +17,7 @@ import signal
 import socket
 import time
 import typing
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, assert_never
@@ -34,7 +34,7 @@ from gwmodule.explain import Explainer, Target, parse_target
 from gwmodule.lan.leases import MAX_FILE, LeaseFile
 from gwmodule.lan.model import LanAddressesChanged, LanEvent, NeighbourChanged, WanChanged
 from gwmodule.lan.netlink import LanWatcher
-from gwmodule.notify import Notifier
+from gwmodule.notify import Notifier, inherited_sockets
 from gwmodule.privileges import drop_all_capabilities, forbid_core_dumps
 from gwmodule.relay.calls import Calls
 from gwmodule.relay.capture_client import CaptureClient
@@ -80,7 +80,13 @@ _LEASE_FILE_INTERVAL = 5.0
 
 
 class Relay:
-    def __init__(self, config: Config, rng: random.Random, lockdown: Lockdown) -> None:
+    def __init__(
+        self,
+        config: Config,
+        rng: random.Random,
+        lockdown: Lockdown,
+        inherited: Sequence[socket.socket] = (),
+    ) -> None:
         self._config = config
         self._log = EventLog("gwmodule.relay")
         self._loop = asyncio.get_running_loop()
@@ -91,7 +97,10 @@ class Relay:
         self._policy = Policy(config, lockdown)
         self._watcher = LanWatcher(config.lan, self._on_lan_event)
         self._lan = LanDialer(config, self._watcher, self._policy)
-        self._listener = HelloListener(config.lan.hello_port, self._on_hello)
+        # Another socket than the configured one is nothing that we asked for.
+        port = config.lan.hello_port
+        ours = next((s for s in inherited if s.getsockname()[1] == port), None)
+        self._listener = HelloListener(port, self._on_hello, inherited=ours)
         self._capture = CaptureClient(
             config.capture.socket, self._on_observation, self._on_capture_counters
         )
@@ -464,6 +473,7 @@ class _Process:
         # Outlives a reload: what the owner switched stays, unless the file says otherwise now.
         self._lockdown = Lockdown(config.relay.lockdown)
         self._notifier = Notifier(os.environ)
+        self._inherited = inherited_sockets(os.environ)
         self._log = EventLog("gwmodule.relay")
         self._stopping = False
         self._reloading = False
@@ -479,7 +489,7 @@ class _Process:
             signal.SIGHUP: lambda: self._begin_reload(task),
             signal.SIGUSR1: lambda: self._relay.reconnect("SIGUSR1"),
         }
-        self._relay = Relay(self._config, random.Random(), self._lockdown)
+        self._relay = Relay(self._config, random.Random(), self._lockdown, self._inherited)
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
         self._notifier.feed_watchdog()
@@ -502,7 +512,7 @@ class _Process:
                 pass
         if self._reloading:
             self._reloading = False
-            self._relay = Relay(self._config, random.Random(), self._lockdown)
+            self._relay = Relay(self._config, random.Random(), self._lockdown, self._inherited)
 
     def _ready(self, status: str) -> None:
         self._notifier.ready(f"{status}, MSP {', '.join(self._config.msp.address)}")

@@ -1,4 +1,5 @@
-"""What systemd is told of a service (sd_notify(3)); where nobody asked, nothing is sent.
+"""What systemd is told of a service (sd_notify(3)), and the sockets it hands over; where nobody
+asked, nothing is sent.
 
 The watchdog is fed by a timer of the event loop and by nothing else: a loop that hangs is exactly
 what it is there to find.
@@ -15,6 +16,9 @@ from collections.abc import Mapping
 
 # sd_watchdog_enabled(3) advises half of the limit; a third lets one be late on a busy router.
 _FEEDINGS = 3
+# sd-daemon.h: SD_LISTEN_FDS_START; our socket unit has one.
+_FIRST_FD = 3
+_MAX_FDS = 8
 # A status is one line of `systemctl status`.
 MAX_STATUS = 300
 
@@ -68,6 +72,21 @@ class Notifier:
         # A manager that restarts, or is too busy to read, is no reason to stop or to wait.
         with contextlib.suppress(OSError):
             self._socket.send("\n".join(lines).encode(), socket.MSG_DONTWAIT)
+
+
+def inherited_sockets(
+    environment: Mapping[str, str], pid: int | None = None
+) -> tuple[socket.socket, ...]:
+    """Listening sockets that the service manager opened for us (sd_listen_fds(3))."""
+    count = environment.get("LISTEN_FDS", "")
+    own_pid = str(os.getpid() if pid is None else pid)
+    if environment.get("LISTEN_PID") != own_pid or not count.isdecimal():
+        return ()
+    sockets = [socket.socket(fileno=_FIRST_FD + i) for i in range(min(int(count), _MAX_FDS))]
+    for sock in sockets:
+        sock.setblocking(False)
+        os.set_inheritable(sock.fileno(), False)
+    return tuple(sockets)
 
 
 def _status(text: str) -> str:

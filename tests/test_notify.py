@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,3 +117,25 @@ def test_a_manager_that_does_not_read_is_not_waited_for(tmp_path: Path) -> None:
     manager.socket.close()
     notifier.status("nobody there")
     notifier.close()
+
+
+def test_sockets_are_inherited_by_the_process_they_are_meant_for() -> None:
+    script = (
+        "import os, socket; from gwmodule.notify import inherited_sockets;"
+        "mine = {'LISTEN_PID': str(os.getpid()), 'LISTEN_FDS': '1'};"
+        "assert inherited_sockets({}) == ();"
+        "assert inherited_sockets({**mine, 'LISTEN_PID': '1'}) == ();"
+        "assert inherited_sockets({**mine, 'LISTEN_FDS': 'x'}) == ();"
+        "(found,) = inherited_sockets(mine);"
+        "print(found.getsockname()[1], found.get_inheritable())"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        command = f'exec "$0" -c "$1" 3<&{server.fileno()}'
+        done = subprocess.run(
+            ["bash", "-c", command, sys.executable, script],
+            pass_fds=[server.fileno()],
+            capture_output=True,
+            text=True,
+        )
+    assert done.stdout == f"{port} False\n", done.stderr

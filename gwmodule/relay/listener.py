@@ -34,11 +34,21 @@ class HelloListener:
     """Accepts Hellos on the given addresses and calls `on_hello` for each.
 
     `counters` holds what became of the connections: accepted, hello, garbage, truncated,
-    oversized, slow, empty, lost, limit (too many), limit_source (too many of one address).
+    oversized, slow, empty, lost, limit (too many), limit_source (too many of one address), not_lan
+    (an inherited socket heard it on another address).
     """
 
-    def __init__(self, port: int, on_hello: OnHello, time_limit: float = TIME_LIMIT) -> None:
+    def __init__(
+        self,
+        port: int,
+        on_hello: OnHello,
+        time_limit: float = TIME_LIMIT,
+        inherited: socket.socket | None = None,
+    ) -> None:
+        """`inherited` is a socket that somebody else keeps open at our port, on every address."""
         self._port = port
+        self._inherited = inherited
+        self._wanted: set[tuple[str, IPv4Address]] = set()
         self._on_hello = on_hello
         self._time_limit = time_limit
         self._servers: dict[tuple[str, IPv4Address], asyncio.Server] = {}
@@ -50,6 +60,9 @@ class HelloListener:
     @property
     def listening(self) -> dict[IPv4Address, int]:
         """Which addresses are served, and at which port."""
+        if self._inherited is not None:
+            port = self._inherited.getsockname()[1]
+            return {address: port for _, address in self._wanted if self._servers}
         return {
             address: server.sockets[0].getsockname()[1]
             for (_, address), server in self._servers.items()
@@ -66,6 +79,10 @@ class HelloListener:
         An address that cannot be bound is in `failed` afterwards; call again to retry.
         """
         wanted = set(addresses)
+        self._wanted = wanted
+        if self._inherited is not None:
+            await self._serve_inherited(self._inherited)
+            return
         for place in self._servers.keys() - wanted:
             self._servers.pop(place).close()
             log.info("listener_closed", interface=place[0], address=place[1])
@@ -88,13 +105,31 @@ class HelloListener:
                 self._failed.pop(place, None)
                 log.info("listener_open", interface=ifname, address=address, port=self._port)
 
+    async def _serve_inherited(self, inherited: socket.socket) -> None:
+        place = ("", IPv4Address(0))
+        if not self._wanted:
+            for server in self._servers.values():
+                server.close()
+            self._servers.clear()
+        elif not self._servers:
+            loop = asyncio.get_running_loop()
+            # A copy: the socket outlives this listener, and keeps what arrives meanwhile.
+            self._servers[place] = await loop.create_server(
+                lambda: _Connection(self), sock=inherited.dup()
+            )
+            log.info("listener_open", interface="inherited", address="*", port=self._port)
+
     async def close(self) -> None:
         """Stop listening and drop the connections."""
         await self.set_addresses(())
         for connection in tuple(self._connections):
             connection.abort()
 
-    def _admit(self, connection: _Connection, source: IPv4Address) -> bool:
+    def _admit(self, connection: _Connection, source: IPv4Address, own: IPv4Address) -> bool:
+        # An inherited socket hears on every address, the WAN's too.
+        if self._inherited is not None and own not in {address for _, address in self._wanted}:
+            self.counters["not_lan"] += 1
+            return False
         if len(self._connections) >= MAX_CONNECTIONS:
             self.counters["limit"] += 1
             return False
@@ -130,7 +165,8 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._source = IPv4Address(transport.get_extra_info("peername")[0])
-        if not self._listener._admit(self, self._source):
+        own = IPv4Address(transport.get_extra_info("sockname")[0])
+        if not self._listener._admit(self, self._source, own):
             self._over = True
             self._transport.abort()
             return

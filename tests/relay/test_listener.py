@@ -207,3 +207,28 @@ async def test_closing_drops_connections() -> None:
             await lan.listener.close()
             assert await asyncio.get_running_loop().sock_recv(sock, 10) == b""
             assert lan.listener.counters["aborted"] == 1
+
+
+async def test_an_inherited_socket_serves_the_lan_alone_and_outlives_the_listener() -> None:
+    hellos: list[IPv4Address] = []
+    with socket.create_server(("0.0.0.0", 0)) as inherited:
+        inherited.setblocking(False)
+        port = inherited.getsockname()[1]
+        for _ in range(2):
+            listener = HelloListener(port, lambda *h: hellos.append(h[1]), 5.0, inherited)
+            lan = Lan(listener)
+            await listener.set_addresses({("lo", IPv4Address("127.0.0.2"))})
+            assert listener.listening == {IPv4Address("127.0.0.2"): port}
+            for address in ("127.0.0.1", "127.0.0.2"):
+                reader, writer = await asyncio.open_connection(address, port)
+                writer.write(HELLO_A)
+                # The connection to the other address is reset.
+                with contextlib.suppress(OSError):
+                    writer.write_eof()
+                    await reader.read()
+                writer.close()
+            assert lan.listener.counters["not_lan"] == 1
+            await listener.close()
+        assert len(hellos) == 2
+        # Between two listeners, callers wait instead of being refused.
+        socket.create_connection(("127.0.0.2", port), timeout=1).close()

@@ -260,6 +260,24 @@ def test_a_reload_takes_a_good_configuration_and_refuses_a_bad_one(machine: Mach
     assert machine.show("gwmodule-relay", "MainPID") == pid, machine.journal("gwmodule-relay")
 
 
+def test_a_hello_waits_in_the_socket_unit_while_the_relay_is_away(machine: Machine) -> None:
+    config = machine.root / "etc/gwmodule/gwmodule.toml"
+    config.write_text(config.read_text().replace("hello_port = 9972\n", ""))
+    machine.run("systemctl", "stop", "gwmodule-relay")
+    machine.run("systemctl", "start", "gwmodule.socket")
+    # The first caller starts the relay, and is served by it.
+    script = (
+        "import socket; s = socket.create_connection(('127.0.0.1', 9971), 20);"
+        "s.sendall(b'x' * 40); s.shutdown(1); s.recv(1)"
+    )
+    machine.ask("python3", "-c", script)
+    wait_until("link and capture", machine.linked, 30)
+    listener = machine.status()["listener"]
+    assert listener["addresses"] == [f"{ROUTER_LAN}:9971"]
+    assert listener["counters"]["not_lan"] == 1
+    machine.run("systemctl", "stop", "gwmodule.socket")
+
+
 def test_an_upgrade_restarts_and_a_purge_leaves_only_what_is_not_ours(machine: Machine) -> None:
     before = machine.show("gwmodule-relay", "MainPID")
     machine.run("sh", "-c", "dpkg --install /root/*.deb")
