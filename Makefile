@@ -7,6 +7,8 @@ SYSTEM_PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 STAMP := $(VENV)/.installed
+CONSOLE := gwmodule/msp/console
+XTERM := $(CONSOLE)/node_modules/.package-lock.json
 ISOLATED := $(BIN)/python -m gwmodule.sim.isolate -- $(BIN)/python
 
 # An ordinary user's PATH on Debian has no sbin, where ip, nft and dnsmasq live.
@@ -14,7 +16,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # program=package, for the lab and its tests
 PROGRAMS := ip=iproute2 nft=nftables dnsmasq=dnsmasq-base udhcpc=udhcpc amtterm=amtterm \
 	amttool=libsoap-lite-perl strace=strace setpriv=util-linux busybox=busybox curl=curl \
-	shellcheck=shellcheck systemd-analyze=systemd mandoc=mandoc zsh=zsh
+	chromium=chromium npm=npm shellcheck=shellcheck systemd-analyze=systemd mandoc=mandoc zsh=zsh
 
 .DEFAULT_GOAL := help
 .PHONY: help setup programs demo lab test test-lab check format bench bench-quick proof ipk man \
@@ -23,12 +25,17 @@ PROGRAMS := ip=iproute2 nft=nftables dnsmasq=dnsmasq-base udhcpc=udhcpc amtterm=
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-setup: $(STAMP) programs ## make .venv, install the package and the programs of the lab
+setup: $(STAMP) programs $(XTERM) ## make .venv, install the package and the programs of the lab
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
+
+# The terminal of the console; without it the console says so.
+$(XTERM): $(CONSOLE)/package-lock.json | programs
+	npm ci --prefix $(CONSOLE) --no-progress && touch $@ || \
+	echo "the console has no terminal: npm could not fetch @xterm/xterm"
 
 # Not fatal: the demo does without dnsmasq and udhcpc, and the tests say what they miss.
 programs:
@@ -117,6 +124,6 @@ proof: setup ## what takes hours: ten thousand cuts of the line; its output goes
 	  -k hundred_cuts
 
 clean: ## remove everything that was built
-	rm -rf $(VENV) .tox build dist artifacts *.egg-info
+	rm -rf $(VENV) .tox build dist artifacts *.egg-info $(CONSOLE)/node_modules
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -73,6 +73,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gwmodule.msp.api",
         "gwmodule.msp.accounts",
         "gwmodule.msp.client",
+        "gwmodule.msp.console",
         "gwmodule.msp.consoles",
         "gwmodule.msp.database",
         "gwmodule.msp.enrolment",

@@ -55,8 +55,9 @@ class ConsoleSettings:
     unread: int = 1024 * 1024
     # On its way to one browser; a fast line at 200 ms.
     window: int = 256 * 1024
-    # A browser that takes nothing for so long is gone, whatever its TCP says.
-    stall: float = 30.0
+    # A browser that takes nothing for so long is gone, whatever its TCP says. Pages in the
+    # background run their timers once a minute.
+    stall: float = 75.0
     # For a browser that drops, and for a technician who looks something up.
     detached: float = 120.0
     consoles: int = 128

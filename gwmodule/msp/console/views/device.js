@@ -1,0 +1,273 @@
+import { call, get, may, request } from "../api.js";
+import { busy, choice, copy, dialog, facts, field, h, notice, replace, table } from "../dom.js";
+import { age, size, time, words } from "../format.js";
+import { go } from "../router.js";
+import { auditTable } from "./audit.js";
+import { contested, nameOf, presenceMark, tags } from "./devices.js";
+
+const TABS = { overview: "Overview", inventory: "Inventory", events: "Event log", explain: "Explain", audit: "Audit" };
+// What needs the device, or is about people, is for technicians.
+const ALL_MAY = new Set(["overview", "explain"]);
+const POWER = [
+  ["on", "On"], ["reset", "Reset"], ["cycle", "Power cycle"], ["off", "Off"],
+  ["soft-reset", "Ask the OS to restart"], ["soft-off", "Ask the OS to shut down"],
+];
+const RESULTS = new Set(["ok", "note", "failed", "skipped"]);
+export const BOOTS = [
+  ["bios", "BIOS setup"], ["pxe", "Network (PXE)"], ["hdd", "Hard disk"], ["cd", "CD or DVD"],
+  ["diagnostics", "Diagnostics"], ["uefi-https", "UEFI HTTPS boot"],
+];
+
+export async function deviceView(main, guid, tab = "overview") {
+  const device = await get(`/api/v1/devices/${guid}`);
+  const name = nameOf(device);
+  document.title = `${name} – gwmodule`;
+  const mark = h("span", {}, presenceMark(device), contested(device));
+  const pane = h("section", { role: "tabpanel", "aria-label": TABS[tab] ?? TABS.overview });
+  replace(main,
+    h("div", { class: "heading" },
+      h("h1", {}, name), mark,
+      h("a", { class: "button primary", href: `#/devices/${guid}/terminal` }, "Terminal")),
+    h("div", { role: "tablist", class: "tabs", onkeydown: arrowKeys }, Object.entries(TABS).filter(([key]) => ALL_MAY.has(key) || may("technician")).map(([key, text]) =>
+      h("a", { role: "tab", href: `#/devices/${guid}/${key}`, "aria-selected": String(key === tab), tabindex: key === tab ? 0 : -1 }, text))),
+    pane);
+  const view = { overview, inventory, events: eventLog, explain, audit }[tab] ?? overview;
+  const clock = setInterval(async () => {
+    const now = await get(`/api/v1/devices/${guid}`).catch(() => null);
+    if (now) replace(mark, presenceMark(now), contested(now));
+  }, 10000);
+  view(pane, device).catch((error) => replace(pane, h("p", { class: "error" }, error.message)));
+  return () => clearInterval(clock);
+}
+
+function arrowKeys(event) {
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (!step) return;
+  const all = [...event.currentTarget.children];
+  const next = all[(all.indexOf(document.activeElement) + step + all.length) % all.length];
+  next.focus();
+}
+
+// ---- overview: the record, power, one-time boot, login, tags
+
+async function overview(pane, device) {
+  replace(pane, h("div", { class: "columns" },
+    h("div", {}, power(device), record(device)),
+    h("div", {}, boot(device), await login(device), await tagForm(device), forget(device))));
+}
+
+function power(device) {
+  const state = h("span", { class: "value" }, "not asked yet");
+  const ask = async () => {
+    state.textContent = "asking…";
+    try {
+      const answer = await call(device.guid, "power.get");
+      state.textContent = body(answer).power_state_name ?? "unknown";
+    } catch (error) {
+      state.textContent = error.message;
+    }
+  };
+  const act = async (key, text) => {
+    const sure = await dialog({
+      title: `${text}: ${nameOf(device)}?`, confirm: text, danger: key !== "on",
+      text: key === "on" ? "" : "Whatever is not saved on the PC is lost. An open terminal is told why.",
+    });
+    if (!sure) return;
+    state.textContent = `${text.toLowerCase()}…`;
+    const answer = body(await call(device.guid, "power.set", { state: key, wait: 10 }));
+    notice(`${answer.requested_name ?? key}: done${answer.verified === false ? ", but the new state was not seen yet" : ""}`);
+    state.textContent = answer.power_state_name ?? "unknown";
+  };
+  if (may("technician")) ask();
+  return h("div", { class: "panel" }, h("h2", {}, "Power"),
+    h("p", { class: "state", "aria-live": "polite" }, state,
+      may("technician") && h("button", { type: "button", class: "plain", onclick: ask }, "Ask again")),
+    may("technician") && h("div", { class: "buttons" }, POWER.map(([key, text]) =>
+      h("button", { type: "button", onclick: (event) => busy(event.target, () => act(key, text)) }, text))));
+}
+
+function boot(device) {
+  if (!may("technician")) return null;
+  const url = field("Image", "url", { type: "url", placeholder: "https://host/image.efi", maxlength: 1024 });
+  url.hidden = true;
+  const form = h("form", {
+    class: "panel",
+    onchange: () => { url.hidden = form.elements.device.value !== "uefi-https"; },
+    onsubmit: async (event) => {
+      event.preventDefault();
+      const values = new FormData(form);
+      const now = values.get("power") === "now";
+      const text = BOOTS.find(([key]) => key === values.get("device"))[1];
+      await busy(event.submitter, async () => {
+        if (now && !await dialog({ title: `Restart into ${text}?`, confirm: "Restart", danger: true, text: "Whatever is not saved on the PC is lost." })) return;
+        const args = { device: values.get("device"), power: values.get("power") };
+        if (args.device === "uefi-https") args.url = values.get("url");
+        const answer = body(await call(device.guid, "boot.once", args));
+        notice(now ? `${answer.requested_name ?? "boot"}: ${text}` : `the next boot is ${text}`);
+      });
+    },
+  },
+  h("h2", {}, "One-time boot"),
+  choice("From", "device", BOOTS), url,
+  choice("When", "power", [["now", "now: reset or switch on"], ["later", "at the next start"]]),
+  h("div", { class: "buttons" }, h("button", {}, "Boot once"),
+    h("a", { href: `#/devices/${device.guid}/terminal` }, "or reset and watch in the terminal")));
+  return form;
+}
+
+function record(device) {
+  const claim = device.claim;
+  return h("div", { class: "panel" }, h("h2", {}, "Record"),
+    claim && h("p", { class: "warning" }, `Contested: ${claim.reason || "another place claims this device"}. ` +
+      `Claimed by ${claim.gateway}, ${claim.mac ?? "MAC unknown"}, ${claim.address}, ${time(claim.at)}.`),
+    facts([
+      ["UUID", h("span", { class: "code" }, device.guid, " ", h("button", { type: "button", class: "plain", onclick: (event) => copy(device.guid, event.target) }, "Copy"))],
+      ["Host name", device.hostname], ["Friendly name", device.friendlyName], ["State", device.state],
+      ["Address", h("span", { class: "code" }, `${device.address}${device.mac ? `  ${device.mac}` : ""}`)],
+      ["Gateway", `${device.gateway}${device.gatewayAddress ? ` (${device.gatewayAddress}:${device.gatewayPort})` : ""}`],
+      ["Last answer", device.lastAnswer && `${age(device.lastAnswer)} ago, ${time(device.lastAnswer)}`],
+      ["First seen", time(device.firstSeen)], ["Last seen", time(device.lastSeen)], ["Gone since", time(device.gone)],
+      ["Known by", device.source], ["Proved", time(device.proved)],
+      ["Firmware", device.server], ["Realm", device.realm], ["Ports", (device.ports ?? []).join(", ")],
+      ["TLS", device.tls],
+      ["Certificate", device.pin && h("span", { class: "code wrap" }, device.pin)],
+    ]));
+}
+
+async function login(device) {
+  if (!may("technician")) return null;
+  const stored = await get(`/api/v1/devices/${device.guid}/credential`).catch(() => null);
+  const said = h("p", { class: "faint" }, stored?.username
+    ? `${stored.username} is stored${stored.changed ? ` since ${time(stored.changed)}` : ""}. The password is never shown.`
+    : "No login is stored for this device.");
+  const form = h("form", {
+    class: "panel",
+    onsubmit: async (event) => {
+      event.preventDefault();
+      const values = Object.fromEntries(new FormData(form));
+      await busy(event.submitter, async () => {
+        await request("PUT", `/api/v1/devices/${device.guid}/credential`, values);
+        form.reset();
+        said.textContent = `${values.username} is stored. The password is never shown.`;
+        notice("The login is stored.");
+      });
+    },
+  },
+  h("h2", {}, "AMT login"), said,
+  may("admin") ? [
+    field("User", "username", { required: true, value: stored?.username ?? "admin", maxlength: 255 }),
+    field("Password", "password", { required: true, type: "password", autocomplete: "new-password", maxlength: 255 }),
+    h("div", { class: "buttons" }, h("button", {}, "Store"),
+      stored?.username && h("button", {
+        type: "button", class: "danger", onclick: (event) => busy(event.target, async () => {
+          if (!await dialog({ title: "Remove the stored login?", confirm: "Remove", danger: true })) return;
+          await request("DELETE", `/api/v1/devices/${device.guid}/credential`);
+          said.textContent = "No login is stored for this device.";
+        }),
+      }, "Remove"))] : null);
+  return form;
+}
+
+async function tagForm(device) {
+  const shown = h("p", {}, tags(device.tags ?? []));
+  const form = h("form", {
+    class: "panel",
+    onsubmit: async (event) => {
+      event.preventDefault();
+      const list = [...new Set(form.elements.tags.value.split(/[\s,]+/).filter(Boolean))];
+      const friendlyName = form.elements.friendlyName.value.trim();
+      await busy(event.submitter, async () => {
+        await request("PATCH", "/api/v1/devices", { guid: device.guid, tags: list, friendlyName });
+        replace(shown, tags(list));
+        notice("Saved.");
+      });
+    },
+  },
+  h("h2", {}, "Label"), shown,
+  may("technician") && [field("Friendly name", "friendlyName", { value: device.friendlyName ?? "", maxlength: 255 }),
+    field("Tags, separated by spaces", "tags", { value: (device.tags ?? []).join(" "), maxlength: 500 }),
+    h("div", { class: "buttons" }, h("button", {}, "Save"))]);
+  return form;
+}
+
+function forget(device) {
+  if (!may("admin")) return null;
+  return h("div", { class: "panel" }, h("h2", {}, "Administration"), h("div", { class: "buttons" },
+    device.pin && h("button", {
+      type: "button", onclick: (event) => busy(event.target, async () => {
+        if (!await dialog({ title: "Trust the next certificate?", confirm: "Trust", danger: true, text: "Only after somebody changed the certificate on purpose." })) return;
+        await request("POST", `/api/v1/devices/${device.guid}/unpin`);
+        notice("The next certificate will be pinned.");
+      }),
+    }, "Reset the pinned certificate"),
+    h("button", {
+      type: "button", class: "danger", onclick: (event) => busy(event.target, async () => {
+        if (!await dialog({ title: `Forget ${nameOf(device)}?`, confirm: "Forget", danger: true, text: "It comes back when it is seen again." })) return;
+        await request("DELETE", `/api/v1/devices/${device.guid}`);
+        go("/devices");
+      }),
+    }, "Forget this device")));
+}
+
+// ---- what is read from the device when somebody asks
+
+async function inventory(pane, device) {
+  replace(pane, h("p", { class: "wait" }, "Reading the inventory…"));
+  const found = body(await call(device.guid, "inventory.get", {}, 120));
+  const part = (title, rows, columns) => rows?.length > 0 && h("div", { class: "panel" }, h("h2", {}, title), table(columns, rows));
+  const column = (title, key, cell) => ({ title, cell: cell ?? ((row) => text(row[key])) });
+  replace(pane,
+    h("div", { class: "panel" }, h("h2", {}, "AMT"), facts([["Version", found.version], ["UUID", h("span", { class: "code" }, found.uuid ?? "")]])),
+    part("Chassis", found.chassis, [column("Manufacturer", "manufacturer"), column("Model", "model"), column("Version", "version"), column("Serial", "serial")]),
+    part("Boards", found.boards, [column("Manufacturer", "manufacturer"), column("Model", "model"), column("Version", "version"), column("Serial", "serial")]),
+    part("BIOS", found.bios, [column("Manufacturer", "manufacturer"), column("Version", "version"), column("Released", "", (row) => time(row.released) ?? "–")]),
+    part("Processors", found.processors, generic(found.processors)),
+    part("Memory", found.memory, generic(found.memory)),
+    part("Disks", found.disks, generic(found.disks)),
+    part("Could not be read", found.missing, generic(found.missing)));
+}
+
+async function eventLog(pane, device) {
+  replace(pane, h("p", { class: "wait" }, "Reading the event log…"));
+  const found = body(await call(device.guid, "eventlog.get", {}, 120));
+  replace(pane,
+    h("p", { class: "faint" }, `${found.records.length} records${found.capacity ? ` of at most ${found.capacity}` : ""}${found.frozen ? "; the log is frozen" : ""}`),
+    table([
+      { title: "Time", class: "code", cell: (r) => time(r.time) },
+      { title: "Severity", cell: (r) => text(r.severity_name ?? r.severity) },
+      { title: "From", cell: (r) => text(r.entity_name ?? r.entity) },
+      { title: "Event", class: "wide", cell: (r) => text(r.text) },
+    ], found.records, { empty: "The event log is empty." }));
+}
+
+async function explain(pane, device) {
+  replace(pane, h("p", { class: "wait" }, "Walking the way to the device…"));
+  const found = await get(`/api/v1/devices/${device.guid}/explain`);
+  replace(pane,
+    h("p", { class: "verdict" }, found.reachable ? "It can be reached." : "It cannot be reached."),
+    h("ol", { class: "steps" }, found.steps.map((step) => h("li", { class: RESULTS.has(step.result) ? step.result : "" },
+      h("span", { class: "result" }, step.result), h("strong", {}, step.step), h("span", {}, step.found),
+      step.advice && h("p", { class: "advice" }, step.advice)))));
+}
+
+async function audit(pane, device) {
+  replace(pane, auditTable(await get(`/api/v1/audit?guid=${device.guid}&limit=200`)));
+}
+
+// ---- helpers
+
+function body(answer) { return answer.result ?? {}; }
+
+function text(value) {
+  if (value === null || value === undefined || value === "") return "–";
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
+
+// A column for every key that a person reads; numbers that have a name are left to the name.
+function generic(rows) {
+  const keys = [...new Set((rows ?? []).flatMap((row) => Object.keys(row)))];
+  return keys.filter((key) => !keys.includes(`${key}_name`)).map((key) => ({
+    title: words(key.replace(/_name$/, "")),
+    cell: (row) => (key === "size" ? size(row[key]) ?? "–" : text(row[key])),
+  }));
+}

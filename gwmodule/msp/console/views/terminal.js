@@ -1,0 +1,150 @@
+import { call, get, may } from "../api.js";
+import { busy, choice, copy, dialog, h, notice, replace } from "../dom.js";
+import { age, milliseconds, time } from "../format.js";
+import { SolConnection } from "../sol.js";
+import { Terminal } from "../terminal.js";
+import { BOOTS } from "./device.js";
+import { nameOf } from "./devices.js";
+
+// An image from the network wants its address; that is on the device's page.
+const WATCHED = [["default", "as always"], ...BOOTS.filter(([key]) => key !== "uefi-https")];
+const OPEN_WITHIN = 40000;
+const STATES = { opening: "opening", open: "connected", lost: "reconnecting to the device", closed: "not connected" };
+
+export async function terminalView(main, guid) {
+  const device = await get(`/api/v1/devices/${guid}`);
+  const name = nameOf(device);
+  document.title = `${name} terminal – gwmodule`;
+  const connection = new SolConnection(guid);
+
+  const state = h("span", { class: "pill", "data-state": "closed" }, STATES.closed);
+  const holder = h("span", { class: "holder" });
+  const hops = ["you – MSP", "MSP – gateway", "gateway – PC"].map((title) => [h("span", { class: "hop" }, title), h("span", { class: "number" }, "–")]);
+  const notes = h("ol", { class: "notes", "aria-label": "Session notes", "aria-live": "polite" });
+  const screen = h("div", { class: "screen", "aria-label": `Serial line of ${name}` });
+  const button = (text, act, properties = {}) => h("button", { type: "button", onclick: (event) => busy(event.currentTarget, () => act(event)), ...properties }, text);
+
+  const connect = button("Connect", async () => { connection.connect(); terminal.focus(); }, { class: "primary" });
+  const watch = button("Reset and watch…", () => resetAndWatch());
+  const takeOver = button("Take over", async () => {
+    const { holder: who, since } = connection.status;
+    if (await dialog({ title: "Take over?", text: `${who} holds this console since ${time(since)} and will only watch.`, confirm: "Take over", danger: true })) connection.takeOver();
+    terminal.focus();
+  });
+  const hangUp = button("Disconnect", async () => { connection.hangUp(); });
+  const keys = h("select", { "aria-label": "Send a key", onchange: () => sendKey() },
+    h("option", { value: "" }, "Send key…"),
+    [["\x1b", "Esc"], ["\x1b[3~", "Del"], ["\t", "Tab"], ["\r", "Enter"], ["\x03", "Ctrl-C"]].map(([value, text]) => h("option", { value }, text)),
+    Array.from({ length: 12 }, (_, index) => h("option", { value: `F${index + 1}` }, `F${index + 1}`)));
+  const functionKeys = h("select", { "aria-label": "Function keys", title: "How function keys are sent; try the other one if a BIOS does not react",
+    onchange: () => { terminal.functionKeys = functionKeys.value; localStorage.setItem("gwmodule.functionKeys", functionKeys.value); terminal.focus(); } },
+  [["xterm", "F keys: xterm"], ["vt100+", "F keys: VT100+"]].map(([value, text]) => h("option", { value }, text)));
+  const toolbar = h("div", { class: "toolbar", role: "toolbar", "aria-label": "Terminal", inert: true },
+    may("technician") && [connect, watch], takeOver, hangUp,
+    may("technician") ? null : button("Watch", async () => connection.connect()),
+    keys, functionKeys,
+    button("Copy", async (event) => { await copy(terminal.text(), event.currentTarget); terminal.focus(); }, { title: "The selection, or everything" }),
+    button("Download log", async () => download(connection.log(), name)),
+    h("span", { class: "hint" }, "Ctrl+Alt+Home leaves the terminal"));
+
+  main.className = "terminal-page";
+  replace(main,
+    h("div", { class: "heading" }, h("h1", {}, h("a", { href: `#/devices/${guid}` }, name)), state, holder,
+      h("span", { class: "hops", "aria-label": "Round trips" }, hops)),
+    toolbar, screen, notes);
+
+  let link = "ended";
+  draw();
+  const terminal = await Terminal.create(screen, {
+    onBytes: (bytes) => connection.type(bytes),
+    onLeave: () => toolbar.querySelector("button:not([hidden])").focus(),
+  });
+  toolbar.inert = false;
+  functionKeys.value = terminal.functionKeys;
+
+  const on = (kind, act) => connection.addEventListener(kind, (event) => act(event.detail));
+  on("data", ({ bytes, console: id, offset }) => terminal.write(bytes, () => connection.shown(id, offset)));
+  on("mark", (mark) => note(mark.at, mark.text, mark.gap ? "warn" : ""));
+  on("readonly", () => notice(connection.status.holder ? `Read-only: held by ${connection.status.holder}. Take over to type.` : "Read-only: take over to type."));
+  on("latency", ({ service, gateway, device: last }) => {
+    [service, gateway, last].forEach((value, index) => { hops[index][1].textContent = milliseconds(value); });
+  });
+  on("link", (now) => {
+    if (now === "lost" && link !== "lost") note(new Date().toISOString(), "the browser lost the service; attaching again", "warn");
+    link = now === "attaching" && link === "lost" ? "lost" : now;
+    draw();
+  });
+  on("status", (status) => {
+    if (status.state === "closed" && status.reason) note(new Date().toISOString(), status.reason, "warn");
+    draw();
+  });
+
+  function draw() {
+    const { state: at, writer, holder: who, since, viewers } = connection.status;
+    const live = connection.wanted;
+    const shown = !live ? "closed" : link === "lost" ? "lost" : link === "attaching" ? "opening" : at;
+    state.dataset.state = shown;
+    state.textContent = live && link === "lost" ? "reconnecting to the MSP" : STATES[shown];
+    holder.textContent = !live || !who ? "" : writer
+      ? (viewers > 1 ? `you type, ${viewers - 1} watching` : "")
+      : `busy: held by ${who} since ${time(since)} (${age(since)})`;
+    connect.hidden = live;
+    takeOver.hidden = !(live && may("technician") && at !== "closed" && !writer && link === "attached");
+    hangUp.hidden = !(live && writer);
+    keys.hidden = !(live && writer);
+    if (!live) hops.forEach(([, value]) => { value.textContent = "–"; });
+  }
+
+  function note(at, text, kind) {
+    notes.prepend(h("li", { class: kind }, h("time", {}, time(at).slice(11)), h("span", {}, text)));
+    while (notes.childElementCount > 50) notes.lastElementChild.remove();
+  }
+
+  function sendKey() {
+    const wanted = keys.value;
+    keys.value = "";
+    if (wanted) connection.type(new TextEncoder().encode(wanted.startsWith("F") ? terminal.functionKey(Number(wanted.slice(1))) : wanted));
+    terminal.focus();
+  }
+
+  // The console first: a boot says things that nobody repeats.
+  async function resetAndWatch() {
+    const values = await dialog({
+      title: `Reset ${name} and watch?`, confirm: "Reset", danger: true, text: "Whatever is not saved on the PC is lost.",
+      body: [choice("Then boot", "device", WATCHED)],
+    });
+    if (!values) return;
+    const stream = await opened();
+    const { result } = await call(guid, "boot.once", { device: values.device, stream });
+    note(new Date().toISOString(), `${result.requested_name}: booting ${WATCHED.find(([key]) => key === values.device)[1]}`, "");
+    terminal.focus();
+  }
+
+  function opened() {
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => finish(reject, new Error("The console did not open.")), OPEN_WITHIN);
+      const look = () => {
+        const { state: at, stream, reason, writer, holder: who } = connection.status;
+        if (!connection.wanted) finish(reject, new Error(reason || "The console did not open."));
+        else if (at === "open" && !writer && who) finish(reject, new Error(`Held by ${who}: take over first.`));
+        else if (at === "open" && stream) finish(resolve, stream);
+      };
+      const finish = (act, value) => { clearTimeout(timer); connection.removeEventListener("status", look); act(value); };
+      connection.addEventListener("status", look);
+      if (connection.wanted) look();
+      else connection.connect();
+    });
+  }
+
+  if (connection.known) connection.connect();
+  terminal.focus();
+  return () => { connection.leave(); terminal.dispose(); };
+}
+
+function download(blob, name) {
+  const stamp = new Date().toISOString().slice(0, 19).replace(/[:T]/g, "-");
+  const url = URL.createObjectURL(blob);
+  const link = h("a", { href: url, download: `${name.replace(/[^A-Za-z0-9._-]/g, "_")}-${stamp}.log` });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
+}
