@@ -142,9 +142,12 @@ class EnrolmentClient:
                 connection = http.client.HTTPConnection(host, self._port)
                 connection.sock = sock
                 connection.request(method, path, data, headers)
-                response = connection.getresponse()
-                content = response.read(MAX_ANSWER + 1)
-                status = response.status
+                with connection.getresponse() as response:
+                    content = response.read(MAX_ANSWER + 1)
+                    status = response.status
+                    if response.length and len(content) <= MAX_ANSWER:
+                        # A line that broke in the answer; with a limit, read() does not say so.
+                        raise http.client.IncompleteRead(content, response.length)
         except ssl.SSLCertVerificationError as exc:
             raise ProvisioningError(self._not_verified(exc)) from exc
         except (OSError, http.client.HTTPException) as exc:

@@ -98,6 +98,8 @@ def provision(wanted: Wanted, clock: Clock = wall_clock) -> dict[str, Any]:
         if wanted.check:
             return {"changed": True, "check": True, "changes": plan}
         _require_writable(wanted.config, paths)
+        for file in (*paths.all(), wanted.config):
+            remove_leftovers(file)
         if not usable_key(paths.key):
             make_key(paths.key)
         enrolled = _enrol(wanted, config, paths, clock)
@@ -129,6 +131,7 @@ def renew(
         )
     with _alone(paths):
         _require_writable(path, paths)
+        remove_leftovers(paths.certificate)
         renewed = _patiently(
             wait,
             lambda: _client(config, paths, clock).renew(
@@ -146,6 +149,7 @@ def deprovision(path: Path, clock: Clock = wall_clock) -> dict[str, Any]:
     removed: list[str] = []
     with _alone(paths):
         told = _give_back(config, paths, clock)
+        remove_leftovers(path)
         for file in paths.all():
             remove_leftovers(file)
             if file.exists():
@@ -322,8 +326,6 @@ def _client(config: Config, paths: Paths, clock: Clock) -> EnrolmentClient:
 
 def _install(enrolled: Enrolled, paths: Paths, gateway: str | None) -> None:
     _require_ours(enrolled, paths, gateway, enrolled.ca)
-    for path in paths.all():
-        remove_leftovers(path)
     if not paths.cafile.exists() or paths.cafile.read_text() != enrolled.ca:
         write_public(paths.cafile, enrolled.ca.encode())
     write_public(paths.certificate, enrolled.certificate.encode())

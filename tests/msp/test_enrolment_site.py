@@ -1,0 +1,203 @@
+"""Strangers at the enrolment site: bounded, told in JSON, and audited where it matters."""
+
+from __future__ import annotations
+
+import datetime
+import http.client
+import json
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import NameOID
+
+from gwmodule.msp import enrolment_site
+from gwmodule.msp.enrolment_site import FAILURES, MAX_PEERS, Bucket, Failures
+from gwmodule.msp.registry import RegistryConflict
+from tests.provisioning.conftest import Msp
+
+Key = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+
+
+@pytest.fixture
+def msp(tmp_path: Path) -> Iterator[Msp]:
+    msp = Msp(tmp_path, addresses=("link.example:8883",), lifetime=datetime.timedelta(days=30))
+    try:
+        yield msp
+        msp.stop()
+    finally:
+        msp.end()
+
+
+def request(key: Key, name: str = "evil") -> str:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    made = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, algorithm)
+    return made.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def ask(
+    msp: Msp, method: str, path: str, body: bytes | None = None, *, token: str = ""
+) -> tuple[int, dict[str, Any]]:
+    context = ssl.create_default_context(cadata=msp.authority.ca)
+    context.check_hostname = False
+    connection = http.client.HTTPSConnection("127.0.0.1", msp.port, context=context, timeout=10)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        content = response.read()
+        return response.status, json.loads(content) if content[:1] == b"{" else {}
+    finally:
+        connection.close()
+
+
+def enrol(msp: Msp, key: Key, token: str) -> tuple[int, dict[str, Any]]:
+    body = json.dumps({"request": request(key)}).encode()
+    return ask(msp, "POST", "/enrol/v1/certificate", body, token=token)
+
+
+@pytest.mark.parametrize("kind", ["p256", "ed25519", "rsa2048"])
+def test_the_token_names_the_gateway_whatever_the_request_says(msp: Msp, kind: str) -> None:
+    key: Key = ec.generate_private_key(ec.SECP256R1())
+    if kind == "ed25519":
+        key = ed25519.Ed25519PrivateKey.generate()
+    elif kind == "rsa2048":
+        key = rsa.generate_private_key(65537, 2048)
+    status, answer = enrol(msp, key, msp.token())
+    assert status == 200
+    assert answer["gateway"] == "home-1"
+    assert answer["addresses"] == ["link.example:8883"]
+    certificate = x509.load_pem_x509_certificate(answer["certificate"].encode())
+    (name,) = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    assert name.value == "home-1"
+    assert certificate.not_valid_after_utc.timestamp() == int(msp.now) + 30 * 86400
+    assert certificate.public_key() == key.public_key()
+
+
+def test_weak_and_strange_keys_are_refused_and_the_token_is_kept(msp: Msp) -> None:
+    token = msp.token()
+    for key in (
+        rsa.generate_private_key(65537, 1024),
+        ec.generate_private_key(ec.SECP384R1()),
+        ec.generate_private_key(ec.SECP256K1()),
+    ):
+        status, answer = enrol(msp, key, token)
+        assert (status, answer["error"]) == (400, "BAD_REQUEST")
+    assert enrol(msp, ec.generate_private_key(ec.SECP256R1()), token)[0] == 200
+
+
+def test_a_request_that_another_key_signed_is_refused(msp: Msp) -> None:
+    good = request(ec.generate_private_key(ec.SECP256R1()))
+    der = bytearray(x509.load_pem_x509_csr(good.encode()).public_bytes(serialization.Encoding.DER))
+    der[-1] ^= 1
+    forged = x509.load_der_x509_csr(bytes(der)).public_bytes(serialization.Encoding.PEM).decode()
+    body = json.dumps({"request": forged}).encode()
+    status, answer = ask(msp, "POST", "/enrol/v1/certificate", body, token=msp.token())
+    assert (status, answer["error"]) == (400, "BAD_REQUEST")
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"[]", 400),
+        (b"{}", 400),
+        (b'{"request": 1}', 400),
+        (b'{"request": "x", "more": "y"}', 400),
+        (b'{"request": "x"}', 400),
+        (b'{"request": "\\ud800"}', 400),
+        (b"[" * 20000, 400),
+        (b"x" * 30000, 413),
+    ],
+)
+def test_garbage_is_answered_in_json(msp: Msp, body: bytes, status: int) -> None:
+    found, answer = ask(msp, "POST", "/enrol/v1/certificate", body, token="gwe_x")
+    assert found == status
+    assert answer["error"]
+    assert answer["errorDescription"]
+
+
+def test_who_shows_nothing_gets_only_the_authority(msp: Msp) -> None:
+    assert ask(msp, "GET", "/enrol/v1/ca") == (200, {"ca": msp.authority.ca})
+    for method, path in (
+        ("POST", "/enrol/v1/certificate"),
+        ("POST", "/enrol/v1/renewal"),
+        ("DELETE", "/enrol/v1/certificate"),
+    ):
+        status, answer = ask(msp, method, path, b"{}")
+        assert status == 401
+        assert answer["error"] in ("TOKEN_MISSING", "CERTIFICATE_MISSING")
+
+
+def test_guessing_is_slowed_down(msp: Msp) -> None:
+    for _ in range(FAILURES):
+        assert ask(msp, "POST", "/enrol/v1/renewal", b"{}")[0] == 401
+    status, answer = ask(msp, "POST", "/enrol/v1/renewal", b"{}")
+    assert (status, answer["error"]) == (429, "TOO_MANY")
+
+
+def test_failures_fade_and_their_table_is_bounded() -> None:
+    failures = Failures()
+    for _ in range(FAILURES):
+        failures.add("192.0.2.1", 0.0)
+    assert failures.blocked("192.0.2.1", 1.0)
+    assert not failures.blocked("192.0.2.1", 61.0)
+    assert not failures.blocked("192.0.2.2", 1.0)
+    for number in range(MAX_PEERS + 10):
+        failures.add(f"2001:db8:{number:x}::1", 2.0)
+    assert len(failures._peers) == MAX_PEERS
+    bucket = Bucket(1.0, 2.0)
+    assert [bucket.take(0.0), bucket.take(0.0), bucket.take(0.0)] == [True, True, False]
+    assert bucket.take(1.0)
+
+
+def test_idle_connections_cannot_keep_gateways_out(
+    msp: Msp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enrolment_site, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(enrolment_site, "CONNECTION_TIME", 0.0)
+    monkeypatch.setattr(enrolment_site, "HANDSHAKE_TIME", 0.0)
+    context = ssl.create_default_context(cadata=msp.authority.ca)
+    context.check_hostname = False
+    idle = [
+        context.wrap_socket(socket.create_connection(("127.0.0.1", msp.port))) for _ in range(4)
+    ]
+    try:
+        for _ in range(2):
+            try:
+                assert ask(msp, "GET", "/enrol/v1/ca")[0] == 200
+                break
+            except OSError:
+                continue
+        else:
+            pytest.fail("the idle connections hold the site")
+    finally:
+        for sock in idle:
+            sock.close()
+
+
+def test_a_new_token_voids_the_one_before_and_a_bad_name_gets_none(msp: Msp) -> None:
+    first, second = msp.token(), msp.token()
+    key = ec.generate_private_key(ec.SECP256R1())
+    assert enrol(msp, key, first)[1]["error"] == "TOKEN_UNKNOWN"
+    assert enrol(msp, key, second)[0] == 200
+    with pytest.raises(RegistryConflict, match="exists"):
+        msp.token()
+    with pytest.raises(ValueError, match="no gateway name"):
+        msp.token("../etc")
+
+
+def test_a_database_that_is_away_is_a_reason_to_try_again(msp: Msp) -> None:
+    token = msp.token()
+    key = ec.generate_private_key(ec.SECP256R1())
+    msp.run(msp.database.aclose())
+    status, answer = enrol(msp, key, token)
+    assert (status, answer["error"]) == (503, "DATABASE")
