@@ -41,6 +41,10 @@ MAX_ANSWER = 1024 * 1024
 MAX_DEPTH = 32
 # Elements cost about 100 bytes of memory each and 4 on the wire, so size alone is no bound.
 MAX_ELEMENTS = 20_000
+# The parser writes a namespace into the name of each element and attribute that is in it: one of
+# 200 KB and 3,000 names are 600 MB. Real values have up to 90 characters.
+MAX_ATTRIBUTE = 256
+MAX_ATTRIBUTES = 20_000
 # What MeshCentral asks for; the device sends what fits its buffer and a context for the rest.
 PULL_ELEMENTS = 999
 PULL_CHARACTERS = 99_999
@@ -86,6 +90,9 @@ PT_STATUS = {
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 # What XML 1.0 cannot hold, escaped or not.
 _UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_LONG_ATTRIBUTE = re.compile(
+    rf"""=\s*(?:"[^"<]{{{MAX_ATTRIBUTE + 1}}}|'[^'<]{{{MAX_ATTRIBUTE + 1}}})"""
+)
 _ENCODING = re.compile(
     rb"""^\s*<\?xml[^>]{0,200}?\bencoding\s*=\s*["']([A-Za-z0-9._-]{1,40})["']"""
 )
@@ -334,7 +341,12 @@ def parse_xml(data: bytes) -> ElementTree.Element:
     # Entities are how a small document becomes a large one; no device sends a DTD.
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise DeviceAnswerError("the answer holds a DOCTYPE or ENTITY declaration")
-    # The gate above and the bounded builder are what defusedxml would do.
+    # Before the parser sees it: an element is reported with all its attributes expanded.
+    if _LONG_ATTRIBUTE.search(text):
+        raise DeviceAnswerError(f"the answer has an attribute of over {MAX_ATTRIBUTE} characters")
+    if text.count("=") > MAX_ATTRIBUTES:
+        raise DeviceAnswerError(f"the answer has over {MAX_ATTRIBUTES} attributes")
+    # The gates above and the bounded builder are what defusedxml would do, and more.
     parser = ElementTree.XMLParser(target=_BoundedBuilder())  # noqa: S314
     try:
         parser.feed(text)

@@ -270,11 +270,32 @@ def test_utf_16_is_understood() -> None:
         (b"<" * (1024 * 1024 + 1), "1048577 bytes, maximum 1048576"),
         (b"<a>" * 33, "33 deep, maximum 20000 and 32"),
         (b"<a>" + b"<b/>" * 20_000 + b"</a>", "20001 elements"),
+        (b'<a b="' + b"x" * 257 + b'"/>', "attribute of over 256 characters"),
+        (b"<a b = '" + b'"' * 257 + b"'/>", "attribute of over 256 characters"),
+        (b"<a>" + b'<b c=""/>' * 20_001 + b"</a>", "over 20000 attributes"),
     ],
 )
 def test_what_is_no_envelope_says_why(data: bytes, message: str) -> None:
     with pytest.raises(DeviceAnswerError, match=message):
         parse_answer(data)
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+@pytest.mark.parametrize("space", ["", " ", "\n\t"])
+def test_a_long_namespace_is_not_multiplied_by_the_names_in_it(quote: str, space: str) -> None:
+    """Let through, this takes over three gigabytes."""
+    uri = "u:" + "y" * 300_000 + ("'" if quote == '"' else '"')
+    names = "".join(f"<p:a{n}/>" for n in range(10_000))
+    attributes = " ".join(f'p:a{n}=""' for n in range(10_000))
+    for inside in (f"<b>{names}</b>", f"<b {attributes}/>"):
+        bomb = f"<x xmlns:p{space}={space}{quote}{uri}{quote}>{inside}</x>"
+        with pytest.raises(DeviceAnswerError, match="attribute of over"):
+            parse_answer(answer(bomb))
+
+
+def test_the_largest_attributes_are_read() -> None:
+    uri = "u:" + "y" * (wsman.MAX_ATTRIBUTE - 2)
+    assert parse_answer(answer(f'<x xmlns="{uri}"><Model>= "x"</Model></x>')).name == "x"
 
 
 @given(st.binary(max_size=200))
