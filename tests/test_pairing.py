@@ -18,7 +18,6 @@ ELSEWHERE = {
     # Seen as their users see them: a process with arguments.
     "msp/commands": "msp/test_cli.py",
     # The two ends of the link are judged together, over a real connection.
-    "msp/listener.py": "uplink/test_dialer.py",
     "msp/session.py": "uplink/test_dialer.py",
     # Rows, their SQL and the rules over them are judged by what the registry then says.
     "msp/observations.py": "msp/test_registry.py",
@@ -52,7 +51,7 @@ ACROSS = {
     "wire/test_session_machine.py",
 }
 # Directories of tests that look at the whole system or at what is around it.
-WHOLE = {"bench", "faults", "interop", "lab", "openwrt", "systemd"}
+WHOLE = {"bench", "console", "faults", "interop", "lab", "openwrt", "systemd"}
 
 
 def is_trivial(path: Path) -> bool:

