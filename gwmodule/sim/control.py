@@ -2,6 +2,7 @@
 
     {"command": "state"}                    what `Controlled.state` says
     {"command": "activate"}                 the person at the PC provisions it
+    {"command": "serial"}                   what the serial line said to SOL sessions, in base64
 
 An answer has `"ok": true`, or `"ok": false` and `error`.
 """
@@ -9,6 +10,7 @@ An answer has `"ok": true`, or `"ok": false` and `error`.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import socket
 import tempfile
@@ -18,6 +20,8 @@ from typing import Any, Protocol, cast
 from gwmodule.errors import GatewayError
 
 MAX_LINE = 4096
+# Of `serial`, which is the longest.
+MAX_ANSWER = 2 * 1024 * 1024
 DEFAULT_PATH = Path(tempfile.gettempdir(), "gwmodule-sim.sock")
 
 
@@ -29,6 +33,8 @@ class Controlled(Protocol):
     def state(self) -> dict[str, Any]: ...
 
     def activate(self) -> bool: ...
+
+    def spoken(self) -> bytes: ...
 
 
 class ControlServer(asyncio.Protocol):
@@ -63,6 +69,8 @@ def answer(device: Controlled, line: bytes) -> dict[str, Any]:
             return {"ok": True, **device.state()}
         case "activate":
             return {"ok": True, "changed": device.activate(), **device.state()}
+        case "serial":
+            return {"ok": True, "serial": base64.b64encode(device.spoken()).decode()}
         case _:
             return {"ok": False, "error": f"unknown command {command!r:.40}"}
 
@@ -75,7 +83,7 @@ def request(path: Path, command: str, timeout: float = 5.0) -> dict[str, Any]:
             sock.connect(str(path))
             sock.sendall(json.dumps({"command": command}).encode() + b"\n")
             with sock.makefile("rb") as file:
-                line = file.readline(64 * 1024)
+                line = file.readline(MAX_ANSWER)
         answered = json.loads(line)
     except OSError as exc:
         raise ControlError(f"no simulator answers on {path}: {exc.strerror or exc}") from exc

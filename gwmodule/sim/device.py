@@ -160,6 +160,9 @@ class SimulatedDevice:
         self._activated.set()
         return changed
 
+    def spoken(self) -> bytes:
+        return bytes(self.machine.serial.spoken)
+
     def state(self) -> dict[str, Any]:
         machine = self.machine
         return {

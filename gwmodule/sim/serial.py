@@ -12,6 +12,8 @@ from collections.abc import Iterable
 # What the host may say before the SOL session takes it: 5 s of a 115,200 baud line.
 MAX_SERIAL = 64 * 1024
 MAX_LINE = 256
+# What is kept of what was said, for those who compare it with what arrived.
+MAX_SPOKEN = 1024 * 1024
 
 
 class Software(enum.Enum):
@@ -37,6 +39,8 @@ class SerialLine:
         self.software: Software | None = None
         # Bytes the host said while its transmit buffer was full.
         self.dropped = 0
+        # Everything that the sessions took, in order.
+        self.spoken = bytearray()
         self._booting = Software.SYSTEM
         self._script: deque[tuple[float, str]] = deque()
         self._output = bytearray()
@@ -82,6 +86,8 @@ class SerialLine:
     def data_to_send(self, budget: int) -> bytes:
         data = bytes(self._output[:budget])
         del self._output[:budget]
+        self.spoken += data
+        del self.spoken[:-MAX_SPOKEN]
         return data
 
     def next_timeout(self) -> float | None:

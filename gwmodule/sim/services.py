@@ -118,6 +118,8 @@ class System:
     real_dhcp: bool = True
     # What runs gwmodule, when something must look over its shoulder.
     gateway_wrapper: tuple[str, ...] = ()
+    # Of `gwmodule-msp serve`, beyond what every lab has.
+    msp_options: tuple[str, ...] = ()
 
     def start_lan(self) -> dict[str, str]:
         """DHCP for every client of the topology; the address of each."""
@@ -134,7 +136,7 @@ class System:
         PASSWORD_FILE.write_text(PASSWORD + "\n")
         argv = python(
             "gwmodule.msp.cli", "serve", "--state", str(MSP_STATE),
-            "--listen", f"0.0.0.0:{MSP_PORT}", "--name", MSP_NAME,
+            "--listen", f"0.0.0.0:{MSP_PORT}", "--name", MSP_NAME, *self.msp_options,
         )  # fmt: skip
         self.lab.start("msp", argv, log="msp")
         wait_until("the MSP answers", self._msp_answers, START_TIMEOUT)

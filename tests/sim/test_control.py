@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import json
 import socket
 from pathlib import Path
@@ -20,6 +21,9 @@ class Pc:
         changed, self.activated = not self.activated, True
         return changed
 
+    def spoken(self) -> bytes:
+        return b"\x00login: "
+
 
 def test_state_and_activate_are_answered() -> None:
     pc = Pc()
@@ -27,6 +31,11 @@ def test_state_and_activate_are_answered() -> None:
     activated = {"ok": True, "changed": True, "provisioning": "managed"}
     assert answer(pc, b'{"command": "activate"}') == activated
     assert answer(pc, b'{"command": "activate"}')["changed"] is False
+
+
+def test_what_the_serial_line_said_is_answered_in_base64() -> None:
+    answered = answer(Pc(), b'{"command": "serial"}')
+    assert base64.b64decode(answered["serial"]) == b"\x00login: "
 
 
 @pytest.mark.parametrize("line", [b"", b"x", b"[]", b'{"command": "explode"}', b"\xff", b"{}"])

@@ -67,3 +67,11 @@ def test_a_halted_pc_greets_nobody() -> None:
     serial.hang_up()
     serial.listen()
     assert said(serial) == ""
+
+
+def test_what_a_session_took_is_kept_for_comparison() -> None:
+    serial = line()
+    serial.say("hello")
+    said(serial)
+    serial.say("never taken")
+    assert serial.spoken.endswith(b"hello")
