@@ -30,7 +30,7 @@ from gwmodule.errors import (
 )
 from gwmodule.telemetry import EventLog
 from gwmodule.uplink.link import Link
-from gwmodule.wire.bodies import BodyError, inflate
+from gwmodule.wire.bodies import MAX_BODY, BodyError, inflate
 from gwmodule.wire.events import (
     ChannelAccepted,
     ChannelEnded,
@@ -68,8 +68,6 @@ from gwmodule.wire.notices import NO_MAC, NO_UUID
 
 # The gateway answers a call at its deadline by itself; this much later it is not going to.
 _GRACE = 5.0
-# Largest result body: an event log of 390 records is 60 KiB as JSON.
-MAX_RESULT = 8 * 1024 * 1024
 
 
 class Stream:
@@ -541,8 +539,8 @@ class Session:
             self._streams[channel].data_received(data)
             return
         pending = self._calls.get(self._results.get(channel, 0))
-        if pending is None or len(pending.body) + len(data) > MAX_RESULT:
-            self.mux.reset(channel, Code.LIMIT, f"a result is at most {MAX_RESULT} bytes")
+        if pending is None or len(pending.body) + len(data) > MAX_BODY:
+            self.mux.reset(channel, Code.LIMIT, f"a result is at most {MAX_BODY} bytes")
             self._results.pop(channel, None)
             return
         pending.body += data
@@ -611,7 +609,7 @@ class Session:
             header.body = bytes(pending.body)
         if header.deflated:
             try:
-                header.body = inflate(header.body, MAX_RESULT)
+                header.body = inflate(header.body)
             except BodyError as exc:
                 # The call is done all the same; only what it brought cannot be read.
                 header.code, header.body = exc.code, json.dumps({"error": str(exc)}).encode()
@@ -636,11 +634,3 @@ class Sessions:
     def remove(self, session: Session) -> None:
         if self._by_gateway.get(session.gateway) is session:
             del self._by_gateway[session.gateway]
-
-
-def result_body(result: Result) -> object:
-    """The JSON of a result, whatever its code; a body that is no JSON is shown as text."""
-    try:
-        return json.loads(result.body)
-    except ValueError:
-        return {"error": result.body.decode(errors="replace")[:1000]}

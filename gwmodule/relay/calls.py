@@ -35,7 +35,7 @@ from gwmodule.errors import (
 )
 from gwmodule.relay.streams import DialDevice, Session
 from gwmodule.telemetry import Counters, EventLog
-from gwmodule.wire.bodies import deflate
+from gwmodule.wire.bodies import MAX_BODY, deflate
 from gwmodule.wire.frames import MAX_PAYLOAD, Priority
 from gwmodule.wire.messages import Call, Challenge, Progress, Responses, Result, ResultTarget
 from gwmodule.wire.notices import NO_UUID, format_mac
@@ -239,6 +239,10 @@ class Calls:
             self._counters["results_dropped"] += 1
             return
         data = json.dumps(body, separators=(",", ":")).encode()
+        if len(data) > MAX_BODY:
+            error = {"error": f"a result of {len(data)} bytes, maximum {MAX_BODY}"}
+            self._answer(session, call, Code.LIMIT, error, elapsed, exchanges)
+            return
         deflated = len(data) > _INLINE
         if deflated:
             data = deflate(data)

@@ -14,6 +14,7 @@ from gwmodule.amt.functions import CATALOGUE, Function
 from gwmodule.errors import Code, LinkLost
 from gwmodule.relay.calls import MAX_CALLS
 from gwmodule.sim.profiles import PROFILES, Mischief
+from gwmodule.wire.bodies import MAX_BODY
 from gwmodule.wire.frames import CredentialMode, TlsMode
 from gwmodule.wire.functions import EXPLAIN, STATUS
 from gwmodule.wire.messages import (
@@ -192,6 +193,20 @@ async def test_progress_and_a_large_result_arrive(
         assert code is Code.OK
         assert body["records"] == records
         assert [(p.done, p.total, p.step) for p in heard] == [(1, 2, "half")]
+
+
+async def test_a_result_that_no_msp_takes_is_an_answer_and_not_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def huge(client: Any, arguments: Any, context: Any) -> Any:
+        return {"text": "x" * MAX_BODY}
+
+    stub(monkeypatch, huge)
+    async with home(tmp_path) as (made, session):
+        code, body, result = await ask(session, made.device, "test.stub")
+        assert code is Code.LIMIT
+        assert f"maximum {MAX_BODY}" in body["error"]
+        assert not result.detached
 
 
 # ---- mode challenge ---------------------------------------------------------------------------

@@ -15,9 +15,9 @@ import pytest
 
 from gwmodule.config import MspPeerConfig, UplinkConfig
 from gwmodule.errors import ChannelReset, Code, DeadlineExceeded, LinkLost
-from gwmodule.msp.session import MAX_RESULT, Stream
+from gwmodule.msp.session import Stream
 from gwmodule.uplink.dialer import Dialer
-from gwmodule.wire.bodies import deflate
+from gwmodule.wire.bodies import MAX_BODY, deflate
 from gwmodule.wire.events import (
     ChannelEnded,
     ChannelOpened,
@@ -165,7 +165,7 @@ async def test_a_large_result_comes_on_a_channel_of_its_own(tmp_path: Path) -> N
     [
         (deflate(b'{"records": []}'), Code.OK, b'{"records": []}'),
         (b"no zlib stream", Code.FRAME_LAYOUT, b"is broken"),
-        (zlib.compress(bytes(MAX_RESULT + 1), 9), Code.FRAME_LAYOUT, b"holds more than 8388608"),
+        (zlib.compress(bytes(MAX_BODY + 1), 9), Code.FRAME_LAYOUT, b"holds more than 2097152"),
     ],
 )
 async def test_a_deflated_result_is_inflated_within_bounds(
