@@ -39,6 +39,7 @@ ELSEWHERE = {
 }
 # Test files that are about more than one module.
 ACROSS = {
+    "provisioning/test_recipes.py",
     "amt/test_loopback.py",
     "amt/test_replay.py",
     "sim/test_catalogue.py",
