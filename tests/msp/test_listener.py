@@ -22,6 +22,7 @@ from gwmodule.wire.messages import Notice, NoticeAck
 from gwmodule.wire.notices import LeaseEnd
 from tests.faults.test_bad_peers import bad_peer, goaway, greeting
 from tests.uplink.peers import MemoryRegistry, Peers, Recorder, peers, until
+from tests.uplink.test_dialer import open_stream
 
 NOTICE = Notice(41, 0.5, LeaseEnd(b"\2\0\0\0\0\1", IPv4Address("192.168.1.10")))
 
@@ -153,13 +154,15 @@ async def test_the_end_of_a_session_that_was_replaced_does_not_end_its_gateway(
     tmp_path: Path,
 ) -> None:
     async with peers(tmp_path) as msp:
-        _, recorder, _ = msp.start_gateway(msp.config())
+        dialer, recorder, _ = msp.start_gateway(msp.config())
         await until(lambda: recorder.ups and msp.registry.connected)
+        # A stream keeps the old session until its successor has come.
+        await open_stream(msp, dialer, recorder)
         leaving = msp.sessions.locate("gw-1")
         assert leaving is not None
         leaving.send_away("maintenance", "", 30)
-        await until(lambda: recorder.ups == [True, True] and leaving.ended)
-        await until(lambda: msp.registry.connected)
+        await until(lambda: recorder.ups == [True, True] and msp.registry.connected)
+        leaving.end(Code.SHUTDOWN, "maintenance")
         await asyncio.sleep(0.05)
         assert msp.registry.connected == ["gw-1"]
 
