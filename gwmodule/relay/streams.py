@@ -1,4 +1,5 @@
-"""Raw streams to the ports of devices: bytes are passed on as they come, never merged or changed.
+"""Raw streams to the ports of devices: bytes are passed on as they come, never changed, and never
+merged as long as the device takes them.
 
 device socket --recv--> mux.send      paused while the channel's send queue is full
 mux DataReceived -----> socket.send   credit goes back when the device's TCP took the bytes
@@ -21,6 +22,9 @@ from gwmodule.wire.messages import StreamTarget
 from gwmodule.wire.mux import Mux
 from gwmodule.wire.notices import format_mac
 
+# Chunks that wait for a device are merged up to here: TCP would do the same behind a full buffer,
+# and a window of single bytes, each kept by itself, takes sixty times its size.
+_MERGED = 1024
 # One read: a whole frame's payload, and so one frame for what the device sent at once.
 _READ = 16384
 REDIRECTION_TCP = 16994
@@ -79,12 +83,14 @@ class Streams:
             self._refuse(session, channel, exc.code, str(exc))
             return
         except asyncio.CancelledError:
-            # Cancelled by `ended`: the MSP does not want it any more. Anything else is a shutdown.
-            if key in self._opening:
+            # Taken out and cancelled: not wanted any more. Anything else is a shutdown.
+            if self._is_mine(key):
                 raise
             return
         finally:
-            self._opening.pop(key, None)
+            # The MSP may have opened the same channel again by now.
+            if self._is_mine(key):
+                del self._opening[key]
         self._streams[key] = _Stream(session, channel, sock, target, self._closed)
         session.mux.accept(channel)
         session.flush_soon()
@@ -96,6 +102,9 @@ class Streams:
             port=target.port,
             mac=format_mac(target.mac),
         )
+
+    def _is_mine(self, key: tuple[Session, int]) -> bool:
+        return self._opening.get(key) is asyncio.current_task()
 
     def _refuse(self, session: Session, channel: int, code: Code, reason: str) -> None:
         self._counters[f"streams_refused_{code.name.lower()}"] += 1
@@ -135,11 +144,16 @@ class Streams:
         return len(mine)
 
     def reset_all(self, code: Code, reason: str) -> int:
-        """Cut off the MSP from every device. Returns how many streams there were."""
-        streams = list(self._streams.values())
+        """Cut off the MSP from every device. Returns how many streams there were, those included
+        that were being opened.
+        """
+        streams, opening = list(self._streams.values()), list(self._opening)
         for stream in streams:
             stream.reset(code, reason)
-        return len(streams)
+        for key in opening:
+            self._opening.pop(key).cancel()
+            self._refuse(*key, code, reason)
+        return len(streams) + len(opening)
 
     def to_device(self, address: IPv4Address) -> tuple[int, int]:
         """How many streams are open to a device, and how many of them are held."""
@@ -247,6 +261,11 @@ class _Stream:
     def data_received(self, data: bytes) -> None:
         if self._hold is not None:
             self._hold.to_device(data, self._loop.time())
+        if self._writing and self._to_device:
+            waiting, credited = self._to_device[-1]
+            if credited and len(waiting) + len(data) <= _MERGED:
+                self._to_device[-1] = (waiting + data, True)
+                return
         self._to_device.append((data, True))
         if not self._writing:
             self._write()

@@ -71,9 +71,11 @@ class Gateway:
         self.counters = Counters()
         self.streams = Streams(device.dial, tasks, limit, self.counters)
         self.up = 0
+        self.sessions: set[GatewaySession] = set()
 
     def session_up(self, session: GatewaySession, fresh: bool) -> None:
         self.up += 1
+        self.sessions.add(session)
 
     def session_event(self, session: GatewaySession, event: Event) -> None:
         match event:
@@ -214,6 +216,43 @@ async def test_the_msp_may_lose_interest_while_the_gateway_still_dials(tmp_path:
         assert len(gateway.streams) == 0
 
 
+async def test_a_channel_that_is_opened_again_at_once_is_no_second_stream(tmp_path: Path) -> None:
+    """As a hostile MSP would, to get more streams than it may have, out of reach of a lockdown."""
+    device = Device(delay=0.1)
+    async with chain(tmp_path, device, limit=1) as (_, gateway, _session):
+        (session,) = gateway.sessions
+        for _ in range(4):
+            gateway.streams.opened(session, 2, TARGET)
+            await asyncio.sleep(0.01)
+            gateway.streams.ended(session, 2, "reset by the MSP")
+            gateway.streams.opened(session, 2, TARGET)
+            await asyncio.sleep(0.01)
+            gateway.streams.ended(session, 2, "reset by the MSP")
+        await asyncio.sleep(0.3)
+        assert device.connections == []
+        assert len(gateway.streams) == 0
+
+
+async def test_small_chunks_for_a_device_that_does_not_read_take_little_memory(
+    tmp_path: Path,
+) -> None:
+    device = Device()
+    async with chain(tmp_path, device) as (_, gateway, session):
+        stream = await session.open_stream(TARGET, Priority.BULK)
+        (relayed,) = gateway.streams._streams.values()
+        sent = b"".join(number.to_bytes(2, "big") for number in range(60_000))
+        for at in range(0, len(sent), 2):
+            stream.write(sent[at : at + 2])
+            if at % 4096 == 0:
+                await stream.drain()
+        await until(lambda: sum(len(chunk) for chunk, _ in relayed._to_device) > 100_000)
+        assert len(relayed._to_device) < 300
+        received = bytearray()
+        while len(received) < len(sent):
+            received += await device.read()
+        assert received == sent
+
+
 async def test_a_power_action_closes_the_streams_of_that_device(tmp_path: Path) -> None:
     device = Device()
     async with chain(tmp_path, device) as (_, gateway, session):
@@ -248,6 +287,25 @@ async def test_the_gateway_answers_a_heartbeat_that_the_console_cannot(tmp_path:
         assert await stream.read() == build_sol_plain(MessageType.SOL_HEARTBEAT, 0)
         stream.reset(Code.CANCELLED, "done")
         await until(lambda: gateway.counters["held_heartbeats"] == 1)
+
+
+async def test_streams_that_are_being_opened_are_cut_too(tmp_path: Path) -> None:
+    """The lockdown may be over before the device answers."""
+    device = Device(delay=0.2)
+    async with chain(tmp_path, device) as (_, gateway, session), asyncio.TaskGroup() as tasks:
+
+        async def open_it() -> None:
+            with pytest.raises(ChannelReset, match="locked down") as cut:
+                await session.open_stream(TARGET, Priority.INTERACTIVE)
+            assert cut.value.code is Code.REFUSED_POLICY
+
+        opening = tasks.create_task(open_it())
+        await until(lambda: gateway.streams._opening)
+        assert gateway.streams.reset_all(Code.REFUSED_POLICY, "locked down at the gateway") == 1
+        await opening
+        await asyncio.sleep(0.3)
+        assert device.connections == []
+        assert len(gateway.streams) == 0
 
 
 async def test_all_streams_are_cut_at_once_with_the_reason(tmp_path: Path) -> None:
