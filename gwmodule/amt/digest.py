@@ -32,8 +32,8 @@ ANSWERED_URIS = frozenset({"/wsman", "/RemoteControlService"})
 _MAX_ASKED = 255
 _USABLE_QOP = frozenset({"auth", "auth-int"})
 _HA1 = re.compile(r"[0-9a-fA-F]{32}")
-# What stands between quotes in the header and before a colon in HA1.
-_USERNAME = re.compile(r'[^\x00-\x1f\x7f":\\]{1,255}')
+# What stands between quotes in the header and before a colon in HA1. HTTP headers are ASCII.
+_USERNAME = re.compile(r'(?:(?![":\\])[ -~]){1,255}')
 _CNONCE = re.compile(r"[0-9A-Za-z]{1,64}")
 _NONCE = re.compile(r'[^\x00-\x1f\x7f":\\]{1,255}')
 _PARAMETER = re.compile(r'([A-Za-z]+)\s*=\s*(?:"([^"\\]*)"|([^\s,"]+))\s*(?:,|$)')
@@ -87,6 +87,8 @@ def parse_challenge(header: str) -> Challenge:
     """Read a WWW-Authenticate value; DeviceAnswerError when it is no usable digest challenge."""
     if len(header) > MAX_CHALLENGE:
         raise DeviceAnswerError(f"challenge of {len(header)} bytes, maximum {MAX_CHALLENGE}")
+    if not header.isascii():
+        raise DeviceAnswerError(f"the challenge is not ASCII: {header[:100]!a}")
     scheme, _, rest = header.strip().partition(" ")
     values = {name.lower(): a or b for name, a, b in _PARAMETER.findall(rest)}
     if scheme.lower() != "digest" or not values.get("realm") or not values.get("nonce"):
@@ -160,7 +162,9 @@ class Authenticator:
         if credential.mode is CredentialMode.NONE:
             return
         if not _USERNAME.fullmatch(credential.username):
-            raise AuthenticationFailed("a user name is 1 to 255 printable characters, no quotes")
+            raise AuthenticationFailed(
+                "a user name is 1 to 255 ASCII characters, no quotes, no colon"
+            )
         if credential.mode is CredentialMode.HA1 and not _HA1.fullmatch(credential.secret):
             raise AuthenticationFailed("an HA1 is 32 hexadecimal digits")
         if not credential.secret and credential.mode is not CredentialMode.CHALLENGE:

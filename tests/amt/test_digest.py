@@ -78,6 +78,7 @@ def test_every_spelling_of_qop_is_read(qop: str) -> None:
         ('Digest realm="r", nonce="n", algorithm=SHA-256', "SHA-256"),
         ('Digest realm="r", nonce="n", qop="auth-conf"', "auth-conf"),
         ("Digest " + "x" * 1024, "maximum 1024"),
+        ('Digest realm="r", nonce="n\xe9"', r"not ASCII: 'Digest.*xe9"),
     ],
 )
 def test_an_unusable_challenge_says_why(header: str, message: str) -> None:
@@ -145,6 +146,8 @@ def test_a_refused_realm_is_remembered_but_never_answered() -> None:
         Credential(CredentialMode.PASSWORD, "ad:min", "x"),
         Credential(CredentialMode.PASSWORD, "", "x"),
         Credential(CredentialMode.PASSWORD, "a\r\nb", "x"),
+        Credential(CredentialMode.PASSWORD, "j\xf6rg", "x"),
+        Credential(CredentialMode.PASSWORD, "a\\b", "x"),
     ],
 )
 def test_an_unusable_credential_is_refused_at_once(credential: Credential) -> None:
