@@ -81,6 +81,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gwmodule.msp.enrolment_tokens",
         "gwmodule.msp.forward",
         "gwmodule.msp.journal",
+        "gwmodule.msp.labels",
         "gwmodule.msp.listener",
         "gwmodule.msp.migrations",
         "gwmodule.msp.observations",
@@ -136,7 +137,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
 }
 RANK = {name: rank for rank, (_, names) in enumerate(LAYERS.items()) for name in names}
 # Packages whose modules belong to the layer of the package unless they have a row of their own.
-OPEN_PACKAGES = ("gwmodule.wire", "gwmodule.amt.functions", "gwmodule.msp.commands", "gwmodule.sim")
+OPEN_PACKAGES = (
+    "gwmodule.msp.api",
+    "gwmodule.wire",
+    "gwmodule.amt.functions",
+    "gwmodule.msp.commands",
+    "gwmodule.sim",
+)
 PROTOCOLS = list(LAYERS).index("protocols")
 
 # Below the sans-I/O line: no sockets, no tasks, no clocks, no logging.

@@ -25,6 +25,8 @@ ELSEWHERE = {
     "msp/tables.py": "msp/test_registry.py",
     # Tokens are judged by what a gateway gets for them.
     "msp/enrolment_tokens.py": "provisioning/test_provision.py",
+    # Parts of one request: each is judged by what a client gets.
+    "msp/api": "msp/test_api.py",
     "msp/seam.py": "msp/test_server.py",
     # What builds the lab is proved by what the lab proves.
     "sim/demo.py": "lab/test_demo.py",

@@ -1,15 +1,21 @@
-"""The API from the technician's side: requests and streams over the service's unix socket."""
+"""The API from the technician's side, over the service's unix socket or HTTPS.
+
+A token goes into a header, never into a URL, and never over a connection that others can read.
+"""
 
 from __future__ import annotations
 
+import ipaddress
+import ssl
 from types import TracebackType
 from typing import Any
 
 import aiohttp
 import msgspec
 from aiohttp import WSMsgType
+from yarl import URL
 
-from gwmodule.errors import ChannelReset, Code, GatewayError
+from gwmodule.errors import ChannelReset, Code, ConfigError, GatewayError
 from gwmodule.msp.subprotocol import MAX_MESSAGE, SUBPROTOCOL, close_code, close_reason, code_of
 
 DEFAULT_API = "/run/gwmodule-msp/api.sock"
@@ -17,6 +23,7 @@ DEFAULT_API = "/run/gwmodule-msp/api.sock"
 GRACE = 15.0
 # The host part of the URL is not looked at; the path of the socket is the address.
 _BASE = "http://gwmodule-msp"
+_JSON = {"Content-Type": "application/json"}
 
 
 class ApiUnavailable(GatewayError):
@@ -82,14 +89,41 @@ class ClientStream:
 
 
 class ApiClient:
-    """`async with ApiClient(path) as client`; every failure is a GatewayError with a sentence."""
+    """`async with ApiClient(address) as client`; every failure is a GatewayError with a sentence.
 
-    def __init__(self, path: str = DEFAULT_API) -> None:
-        self._path = path
+    `address` is the path of the unix socket, or a URL: https://HOST[:PORT], or http:// for a
+    loopback host. `token` is a JWT or an API key, `cafile` what the service's certificate is
+    checked with in place of the system's list, `tenant` whom a unix socket's user works for.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_API,
+        *,
+        token: str = "",
+        cafile: str | None = None,
+        tenant: str = "",
+    ) -> None:
+        self._address = address
+        self._base = _BASE
+        self._tls: ssl.SSLContext | None = None
+        self._headers: dict[str, str] = {}
+        if "://" in address:
+            self._base, self._tls = _over_tcp(address, cafile)
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        if tenant:
+            self._headers["X-Tenant"] = tenant
 
     async def __aenter__(self) -> ApiClient:
+        connector: aiohttp.BaseConnector
+        if self._base == _BASE:
+            connector = aiohttp.UnixConnector(self._address, limit=0)
+        else:
+            connector = aiohttp.TCPConnector(limit=0, ssl=self._tls or True)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(self._path, limit=0),
+            connector=connector,
+            headers=self._headers,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
         )
         return self
@@ -109,21 +143,24 @@ class ApiClient:
         body: Any = None,
         *,
         query: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
         timeout: float = GRACE,  # noqa: ASYNC109 - it becomes aiohttp's own
     ) -> Any:
         """The decoded answer; ApiRefused with the service's own sentence when it says no."""
         try:
             async with self._session.request(
                 method,
-                _BASE + path,
+                self._base + path,
                 params=query,
                 data=None if body is None else msgspec.json.encode(body),
-                headers={"Content-Type": "application/json"} if body is not None else None,
+                headers=_JSON | (headers or {}) if body is not None else headers,
+                # A token must not follow to wherever somebody sends us.
+                allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=timeout),
             ) as response:
                 data = await response.read()
         except TimeoutError as exc:
-            raise ApiUnavailable(f"no answer on {self._path} within {timeout:.0f} s") from exc
+            raise ApiUnavailable(f"no answer on {self._address} within {timeout:.0f} s") from exc
         except (aiohttp.ClientError, OSError) as exc:
             raise self._unavailable(exc) from exc
         if response.status >= 400:
@@ -133,7 +170,7 @@ class ApiClient:
         try:
             return msgspec.json.decode(data)
         except msgspec.MsgspecError as exc:
-            raise ApiUnavailable(f"{self._path} is not this program's service: {exc}") from exc
+            raise ApiUnavailable(f"{self._address} is not this program's service: {exc}") from exc
 
     async def open_stream(
         self, guid: str, port: int, *, hold: bool = False, mode: str = ""
@@ -144,7 +181,7 @@ class ApiClient:
             query["mode"] = mode
         try:
             websocket = await self._session.ws_connect(
-                f"{_BASE}/relay/webrelay.ashx",
+                f"{self._base}/relay/webrelay.ashx",
                 params=query,
                 protocols=(SUBPROTOCOL,),
                 max_msg_size=MAX_MESSAGE,
@@ -153,14 +190,14 @@ class ApiClient:
         except aiohttp.WSServerHandshakeError as exc:
             # The handshake's error has no body; the same request without an upgrade does.
             await self.request("GET", "/relay/webrelay.ashx", query=query)
-            raise ApiUnavailable(f"{self._path} refused the stream: {exc.message}") from exc
+            raise ApiUnavailable(f"{self._address} refused the stream: {exc.message}") from exc
         except (aiohttp.ClientError, OSError) as exc:
             raise self._unavailable(exc) from exc
         return ClientStream(websocket)
 
     def _unavailable(self, exc: Exception) -> ApiUnavailable:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        return ApiUnavailable(f"no gwmodule-msp service answers on {self._path}: {reason}")
+        return ApiUnavailable(f"no gwmodule-msp service answers on {self._address}: {reason}")
 
 
 def _refused(status: int, data: bytes) -> ApiRefused:
@@ -169,3 +206,33 @@ def _refused(status: int, data: bytes) -> ApiRefused:
     except msgspec.MsgspecError:
         body = {}
     return ApiRefused(status, str(body.get("error", "")), str(body.get("errorDescription", "")))
+
+
+def _over_tcp(address: str, cafile: str | None) -> tuple[str, ssl.SSLContext | None]:
+    """The base of every URL, and how to check the service; ConfigError for what is not safe."""
+    try:
+        url = URL(address)
+    except ValueError as exc:
+        raise ConfigError("--api", "", f"{address[:80]!r} is no URL") from exc
+    if url.scheme not in ("http", "https") or not url.host or url.path != "/":
+        raise ConfigError("--api", "", f"{address[:80]!r} is not https://HOST[:PORT]")
+    if url.user or url.password or url.query_string or url.fragment:
+        raise ConfigError("--api", "", "no login and no token belongs into a URL")
+    if url.scheme == "http":
+        if not _is_loopback(url.host):
+            raise ConfigError(
+                "--api", "", f"{url.host} over http would show the token to others; use https"
+            )
+        return str(url.origin()), None
+    try:
+        return str(url.origin()), ssl.create_default_context(cafile=cafile)
+    except (OSError, ssl.SSLError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        raise ConfigError(str(cafile), "", reason) from exc
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -222,11 +222,23 @@ class EnrolmentSite:
         return handler
 
     async def invitation(
-        self, gateway: str, *, actor: str, expiry: float, replace: bool, names: Sequence[str]
+        self,
+        gateway: str,
+        *,
+        tenant: str,
+        actor: str,
+        expiry: float,
+        replace: bool,
+        names: Sequence[str],
     ) -> dict[str, Any]:
         """A token and the command line for the gateway. ValueError, RegistryConflict."""
         invited = await self._enrolments.invite(
-            gateway, self._clock(), actor=actor, expiry=expiry, replace=replace
+            gateway,
+            self._clock(),
+            tenant=tenant,
+            actor=actor,
+            expiry=expiry,
+            replace=replace,
         )
         host = next((name for name in names if name != SERVICE_NAME), self._options.host)
         host = f"[{host}]" if ":" in host else host

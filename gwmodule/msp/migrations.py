@@ -243,4 +243,20 @@ MIGRATIONS: tuple[Step, ...] = (
         );
         """,
     ),
+    # 3: what people say about devices, and redirection tokens that have been used
+    Step(
+        """
+        CREATE TABLE labels (
+            tenant TEXT NOT NULL,
+            uuid BLOB NOT NULL,
+            tags TEXT NOT NULL,             -- a JSON list
+            friendly_name TEXT NOT NULL,
+            PRIMARY KEY (tenant, uuid)
+        );
+        CREATE TABLE spent_tokens (
+            jti TEXT PRIMARY KEY,
+            expires REAL NOT NULL
+        );
+        """,
+    ),
 )

@@ -75,6 +75,22 @@ class SessionSeam(Protocol):
         """ChannelReset with code and reason when the gateway refuses."""
         ...
 
+    async def explain(
+        self,
+        *,
+        address: IPv4Address,
+        mac: bytes,
+        uuid: UUID,
+        pin: bytes = bytes(32),
+        deadline: float = 20.0,
+    ) -> Result:
+        """The gateway's checklist of why a device can be reached or not. Errors as `call`."""
+        ...
+
+    def end(self, code: Code, reason: str) -> None:
+        """Every stream and call of it learns the reason now."""
+        ...
+
 
 class SessionsSeam(Protocol):
     def locate(self, gateway: str) -> SessionSeam | None: ...

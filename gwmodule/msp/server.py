@@ -17,7 +17,9 @@ from aiohttp import web
 
 from gwmodule import __version__
 from gwmodule.errors import ConfigError
-from gwmodule.msp.api import MAX_BODY, SHUTDOWN_TIMEOUT, Api, unix_socket
+from gwmodule.msp.accounts import Accounts
+from gwmodule.msp.api import MAX_BODY, SHUTDOWN_TIMEOUT, Api, ApiOptions, Parts
+from gwmodule.msp.api.listening import start_tcp, tcp_socket, tls_context, unix_socket
 from gwmodule.msp.database import open_database
 from gwmodule.msp.enrolment_site import EnrolmentSite, SiteOptions
 from gwmodule.msp.enrolment_tokens import Enrolments
@@ -33,6 +35,20 @@ from gwmodule.telemetry import EventLog
 
 
 @dataclass(frozen=True, slots=True)
+class HttpOptions:
+    """The API over TCP. Without a certificate only for loopback; `proxies` are addresses whose
+    X-Forwarded-For is believed, `origins` other sites whose pages may use the API.
+    """
+
+    host: str
+    port: int
+    certificate: Path | None = None
+    key: Path | None = None
+    proxies: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ServerOptions:
     """`names` are the host names and addresses by which gateways call this service; `database` is a
     URL or a path, by default a file in `state`; `node` tells apart those that share one database.
@@ -44,6 +60,7 @@ class ServerOptions:
     api: Path
     names: tuple[str, ...] = ()
     enrolment: SiteOptions | None = None
+    http: HttpOptions | None = None
     database: str | None = None
     key_file: Path | None = None
     node: str = ""
@@ -75,7 +92,8 @@ async def serve(options: ServerOptions) -> None:
         )
         url = options.database or str(options.state / "registry.db")
         async with contextlib.aclosing(await open_database(url)) as database:
-            await Vault(database, vault_key(options.state, options.key_file, os.environ)).check()
+            vault = Vault(database, vault_key(options.state, options.key_file, os.environ))
+            await vault.check()
             registry = Registry(database, node=options.node or socket.gethostname())
             await registry.start()
             sessions = Sessions()
@@ -96,7 +114,23 @@ async def serve(options: ServerOptions) -> None:
                 site = EnrolmentSite(
                     options.enrolment, enrolments, authority, wall_clock, lambda: listener.port
                 )
-            api = Api(registry, sessions, authority, names, wall_clock, site)
+            accounts = Accounts(database, vault)
+            http = options.http or HttpOptions("", 0)
+            api = Api(
+                Parts(
+                    database=database,
+                    registry=registry,
+                    accounts=accounts,
+                    vault=vault,
+                    sessions=sessions,
+                    authority=authority,
+                    signing_key=await accounts.signing_key(),
+                    clock=wall_clock,
+                    monotonic=asyncio.get_running_loop().time,
+                    enrolment=site,
+                ),
+                ApiOptions(names=names, proxies=http.proxies, origins=http.origins),
+            )
             try:
                 await _run_until_signal(options, listener, api, site, log)
             except BaseExceptionGroup as group:
@@ -124,6 +158,7 @@ async def _run_until_signal(
     notifier = Notifier(os.environ)
     api_socket: socket.socket | None = None
     enrolment: web.AppRunner | None = None
+    http: asyncio.Server | None = None
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -133,6 +168,8 @@ async def _run_until_signal(
             await listener.listening.wait()
             api_socket = unix_socket(options.api)
             await web.SockSite(runner, api_socket).start()
+            if options.http is not None:
+                http = await _listen_http(options.http, runner, api)
             if site is not None:
                 enrolment = await site.start()
                 log.info("enrolling", address=f"{site.host}:{site.port}")
@@ -140,6 +177,7 @@ async def _run_until_signal(
                 "listening",
                 gateways=f"{options.host}:{listener.port}",
                 api=options.api,
+                http=http.sockets[0].getsockname()[1] if http else "off",
                 state=options.state,
                 version=__version__,
                 pid=os.getpid(),
@@ -148,6 +186,8 @@ async def _run_until_signal(
             notifier.ready(f"gateways on {options.host}:{listener.port}")
             await stop.wait()
             notifier.stopping()
+            if http is not None:
+                http.close()
             if site is not None and enrolment is not None:
                 site.close()
                 await enrolment.cleanup()
@@ -164,6 +204,16 @@ async def _run_until_signal(
             # Ours; when binding failed, the path is another service's.
             with contextlib.suppress(OSError):
                 options.api.unlink()
+
+
+async def _listen_http(
+    options: HttpOptions, runner: web.AppRunner, api: Api
+) -> asyncio.Server:
+    tls = None
+    if options.certificate is not None:
+        tls = tls_context(options.certificate, options.key or options.certificate)
+    sock = tcp_socket(options.host, options.port, tls=tls is not None)
+    return await start_tcp(runner, sock, tls, api.silent)
 
 
 def _startup_error(error: BaseException, options: ServerOptions) -> BaseException:

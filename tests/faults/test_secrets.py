@@ -21,7 +21,7 @@ import pytest
 from gwmodule.amt import digest
 from gwmodule.amt.functions import CATALOGUE, Function
 from gwmodule.errors import Code, GatewayError
-from gwmodule.msp.api import CallRequest, Login
+from gwmodule.msp.api.payloads import CallRequest, Login
 from gwmodule.msp.session import Session
 from gwmodule.sim.machine import Provisioning
 from gwmodule.wire import codec, frames

@@ -15,11 +15,13 @@ import pytest
 from aiohttp import web
 
 from gwmodule.errors import ChannelReset, Code
-from gwmodule.msp.api import Api, unix_socket
+from gwmodule.msp.accounts import Accounts, Cost
+from gwmodule.msp.api import Api, ApiOptions, Parts, unix_socket
 from gwmodule.msp.client import ApiClient
 from gwmodule.msp.database import Database, open_database
 from gwmodule.msp.pki import Authority
 from gwmodule.msp.registry import Observed, Registry
+from gwmodule.msp.vault import Vault
 from gwmodule.wire.frames import Priority
 from gwmodule.wire.messages import Credential, Result, StreamTarget
 from gwmodule.wire.notices import Observation, Presence, Provisioning
@@ -86,6 +88,8 @@ class FakeSession:
     calls: list[dict[str, Any]] = field(default_factory=list)
     answer: Callable[[dict[str, Any]], Awaitable[Result]] | None = None
     streams: asyncio.Queue[FakeStream] = field(default_factory=asyncio.Queue)
+    checklist: dict[str, Any] = field(default_factory=lambda: {"steps": []})
+    ended_with: tuple[Code, str] | None = None
     open: Callable[[StreamTarget, Priority], Awaitable[Any]] | None = None
 
     async def call(self, **arguments: Any) -> Result:
@@ -93,6 +97,13 @@ class FakeSession:
         if self.answer is not None:
             return await self.answer(arguments)
         return result({"power_state": 2})
+
+    async def explain(self, **arguments: Any) -> Result:
+        return result(self.checklist)
+
+    def end(self, code: Code, reason: str) -> None:
+        self.connected = False
+        self.ended_with = (code, reason)
 
     async def open_stream(self, target: StreamTarget, priority: Priority) -> Any:
         if self.open is not None:
@@ -128,6 +139,9 @@ class Service:
     path: Path
     client: ApiClient
     runner: web.AppRunner
+    api: Api
+    accounts: Accounts
+    vault: Vault
 
     async def tell(self, observation: Observation, at: float = NOW, gateway: str = "home1") -> None:
         await self.registry.record([Observed(gateway, "203.0.113.7", 40000, observation, 0.0, at)])
@@ -197,13 +211,30 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
     await registry.add_gateway("home1", "aa", NOW)
     session = FakeSession()
     sessions = FakeSessions(session)
-    api = Api(registry, sessions, authority, ["gwmodule-msp", "msp.example"], lambda: NOW)
+    vault = Vault(database, bytes(32))
+    # Cheap hashes: what a real one costs is measured elsewhere.
+    accounts = Accounts(database, vault, cost=Cost(log2_n=4))
+    await accounts.add_tenant("other", NOW, actor="test")
+    parts = Parts(
+        database=database,
+        registry=registry,
+        accounts=accounts,
+        vault=vault,
+        sessions=sessions,
+        authority=authority,
+        signing_key=await accounts.signing_key(),
+        clock=lambda: NOW,
+        monotonic=asyncio.get_running_loop().time,
+    )
+    api = Api(parts, ApiOptions(names=["gwmodule-msp", "msp.example"]))
     runner = web.AppRunner(api.application(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     path = tmp_path / "s"
     await web.SockSite(runner, unix_socket(path)).start()
     async with ApiClient(str(path)) as client:
-        service = Service(database, registry, session, sessions, path, client, runner)
+        service = Service(
+            database, registry, session, sessions, path, client, runner, api, accounts, vault
+        )
         await service.tell(presence())
         yield service
     await runner.cleanup()

@@ -1,9 +1,10 @@
-"""`gwmodule-msp serve`."""
+"""`gwmodule-msp serve`, and `openapi`, which describes what it serves."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from gwmodule.telemetry import start_logging
 
 if TYPE_CHECKING:
     from gwmodule.msp.enrolment_site import SiteOptions
+    from gwmodule.msp.server import HttpOptions
 
 DEFAULT_STATE = "/var/lib/gwmodule-msp"
 
@@ -34,7 +36,10 @@ def add(command: Command) -> None:
     )
     _add_database(serve)
     _add_enrolment(serve)
+    _add_http(serve)
     serve.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    openapi = command("openapi", _openapi, "print the OpenAPI document of the API")
+    openapi.add_argument("--markdown", action="store_true", help="the page docs/api.md")
 
 
 def _add_database(serve: argparse.ArgumentParser) -> None:
@@ -55,6 +60,56 @@ def _add_database(serve: argparse.ArgumentParser) -> None:
         metavar="NAME",
         default="",
         help="tells apart services that share a database (default: the host name)",
+    )
+
+
+def _openapi(options: argparse.Namespace) -> int:
+    from gwmodule.msp.api.openapi import document, markdown
+
+    if options.markdown:
+        print(markdown(), end="")
+    else:
+        print(json.dumps(document(), indent=2))
+    return OK
+
+
+def _add_http(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument(
+        "--http",
+        metavar="HOST:PORT",
+        help="serve the API over TCP too; without a certificate only on a loopback address",
+    )
+    serve.add_argument("--http-certificate", metavar="FILE", type=Path, help="PEM, with its chain")
+    serve.add_argument("--http-key", metavar="FILE", type=Path, help="(default in the certificate)")
+    serve.add_argument(
+        "--trusted-proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="believe its X-Forwarded-For; may be repeated",
+    )
+    serve.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="another site whose pages may use the API; may be repeated",
+    )
+
+
+def _http(options: argparse.Namespace) -> HttpOptions | None:
+    from gwmodule.msp.server import HttpOptions
+
+    if options.http is None:
+        return None
+    host, port = listen_address(options.http)
+    return HttpOptions(
+        host,
+        port,
+        certificate=options.http_certificate,
+        key=options.http_key,
+        proxies=tuple(options.trusted_proxy),
+        origins=tuple(options.allow_origin),
     )
 
 
@@ -126,6 +181,7 @@ def _serve(options: argparse.Namespace) -> int:
             port=port,
             api=Path(options.api),
             names=tuple(options.name),
+            http=_http(options),
             enrolment=_enrolment(options),
             database=options.database,
             key_file=options.key_file,

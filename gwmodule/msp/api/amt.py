@@ -1,0 +1,359 @@
+"""Open AMT MPS's paths and payloads, each over one function of our catalogue.
+
+Where Open AMT hands the device's classes through, the answer has the same classes and members, made
+from what the function read; what the function does not read is not there.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from gwmodule.msp.api import payloads as p
+from gwmodule.msp.api.answers import ApiError, bad_request, json_response
+from gwmodule.msp.api.asking import Asked, device_of
+from gwmodule.msp.api.calls import Calls, body_of
+from gwmodule.msp.records import Device
+from gwmodule.msp.registry import Registry
+
+SUCCESS = p.ReturnAnswer(p.ReturnBody())
+# What Open AMT numbers for an action, and its name there.
+POWER_ACTIONS = {
+    2: "Power up", 4: "Sleep", 5: "Power cycle", 7: "Hibernate", 8: "Power down", 10: "Reset",
+    12: "Soft-off", 14: "Soft-reset",
+}  # fmt: skip
+# Our function looks itself whether the PC must be reset or switched on.
+BOOTS = {
+    100: "bios", 101: "bios", 105: "uefi-https", 106: "uefi-https", 200: "ider-floppy",
+    201: "ider-floppy", 202: "ider-cd", 203: "ider-cd", 300: "diagnostics", 301: "diagnostics",
+    400: "pxe", 401: "pxe",
+}  # fmt: skip
+BOOT_CAPABILITIES = {
+    "BIOSSetup": {"Power up to BIOS": 100, "Reset to BIOS": 101},
+    "ForceUEFIHTTPSBoot": {"Reset to HTTPS Boot": 105, "Power up to HTTPS Boot": 106},
+    "IDER": {
+        "Reset to IDE-R Floppy": 200, "Power on to IDE-R Floppy": 201,
+        "Reset to IDE-R CDROM": 202, "Power on to IDE-R CDROM": 203,
+    },
+    "ForceDiagnosticBoot": {"Power on to diagnostic": 300, "Reset to diagnostic": 301},
+    "ForcePXEBoot": {"Reset to PXE": 400, "Power on to PXE": 401},
+}  # fmt: skip
+CONSENT = {0: "none", 1: "kvm", 0xFFFFFFFF: "all"}
+CONSENT_NUMBERS = {name: number for number, name in CONSENT.items()}
+
+
+class Amt:
+    """Handlers of group `amt`."""
+
+    def __init__(self, registry: Registry, calls: Calls) -> None:
+        self._registry = registry
+        self._calls = calls
+
+    async def _device(self, asked: Asked) -> Device:
+        return await device_of(self._registry, asked.tenant, asked.path("guid"))
+
+    async def _call(self, asked: Asked, function: str, **arguments: Any) -> dict[str, Any]:
+        device = await self._device(asked)
+        result = await self._calls.on_device(asked, device, p.CallRequest(function, arguments))
+        body = body_of(result)
+        if not isinstance(body, dict):
+            raise ApiError(502, "DEVICE_ANSWER", "the gateway's answer is no object")
+        return body
+
+    async def _act(
+        self, asked: Asked, answer: Any, function: str, **arguments: Any
+    ) -> web.Response:
+        async def act() -> web.Response:
+            await self._call(asked, function, **arguments)
+            return json_response(answer)
+
+        return await self._calls.once(asked, act)
+
+    # Power.
+
+    async def power_state(self, asked: Asked) -> p.PowerState:
+        state = (await self._call(asked, "power.get")).get("power_state")
+        if not isinstance(state, int):
+            raise ApiError(502, "DEVICE_ANSWER", "the device did not tell its power state")
+        return p.PowerState(state)
+
+    async def power_capabilities(self, asked: Asked) -> dict[str, int]:
+        available = _list(await self._call(asked, "power.get"), "available")
+        taken = {entry.get("state") for entry in available}
+        capabilities = {name: n for n, name in POWER_ACTIONS.items() if not taken or n in taken}
+        read = await self._call(asked, "wsman.get", **{"class": "AMT_BootCapabilities"})
+        boots = read.get("instance")
+        for capability, actions in BOOT_CAPABILITIES.items():
+            if isinstance(boots, dict) and str(boots.get(capability)).lower() == "true":
+                capabilities |= actions
+        return capabilities
+
+    async def power_action(self, asked: Asked) -> web.Response:
+        body: p.ActionRequest = asked.body
+        return await self._act(asked, SUCCESS, "power.set", state=body.action)
+
+    async def boot_options(self, asked: Asked) -> web.Response:
+        body: p.BootRequest = asked.body
+        arguments: dict[str, Any] = {"device": BOOTS[body.action], "sol": body.useSOL}
+        if body.bootDetails is not None and body.bootDetails.url:
+            arguments["url"] = body.bootDetails.url
+        return await self._act(asked, SUCCESS, "boot.once", **arguments)
+
+    # Reading.
+
+    async def version(self, asked: Asked) -> dict[str, Any]:
+        read = await self._call(asked, "identity.get")
+        versions = {"AMT": "version", "Build Number": "build", "Sku": "sku"}
+        return {
+            "CIM_SoftwareIdentity": {
+                "responses": [
+                    {"InstanceID": name, "VersionString": read.get(ours, "")}
+                    for name, ours in versions.items()
+                ],
+                "status": 200,
+            },
+            "AMT_SetupAndConfigurationService": {
+                "response": {
+                    "ProvisioningMode": read.get("provisioning_mode"),
+                    "ProvisioningState": read.get("provisioning_state"),
+                },
+                "status": 200,
+            },
+        }
+
+    async def general_settings(self, asked: Asked) -> dict[str, Any]:
+        read = await self._call(asked, "general.get")
+        members = {
+            "HostName": "host_name", "DomainName": "domain_name", "HostOSFQDN": "os_name",
+            "DigestRealm": "realm", "AMTNetworkEnabled": "network_enabled",
+            "NetworkInterfaceEnabled": "interface_enabled",
+            "PingResponseEnabled": "ping_response",
+            "RmcpPingResponseEnabled": "rmcp_ping_response", "SharedFQDN": "shared_fqdn",
+            "WsmanOnlyMode": "wsman_only", "DDNSUpdateEnabled": "ddns_enabled",
+            "IdleWakeTimeout": "idle_wake_timeout", "PrivacyLevel": "privacy_level",
+            "PowerSource": "power_source",
+        }  # fmt: skip
+        return {"Body": {name: read.get(ours) for name, ours in members.items()}}
+
+    async def hardware_info(self, asked: Asked) -> dict[str, Any]:
+        read = await self._call(asked, "inventory.get")
+        hardware = {
+            "Manufacturer": "manufacturer", "Model": "model", "SerialNumber": "serial",
+            "Version": "version",
+        }  # fmt: skip
+        bios = _as_class(read, "bios", {"Manufacturer": "manufacturer", "Version": "version"})
+        for instance, known in zip(bios, _list(read, "bios"), strict=True):
+            instance["ReleaseDate"] = {"Datetime": known.get("released", "")}
+        processors = {
+            "DeviceID": "name", "Family": "family", "Stepping": "stepping",
+            "CurrentClockSpeed": "clock", "MaxClockSpeed": "max_clock", "CPUStatus": "status",
+        }  # fmt: skip
+        memory = {
+            "BankLabel": "bank", "Capacity": "size", "MemoryType": "type",
+            "FormFactor": "form_factor", "Speed": "speed", "MaxMemorySpeed": "max_speed",
+            "Manufacturer": "manufacturer", "PartNumber": "part", "SerialNumber": "serial",
+        }  # fmt: skip
+        disks = [
+            {
+                "DeviceID": disk.get("name"),
+                # In units of 1000 bytes.
+                "MaxMediaSize": size // 1000 if isinstance(size := disk.get("size"), int) else None,
+            }
+            for disk in _list(read, "disks")
+        ]
+        return {
+            "CIM_ComputerSystemPackage": {
+                "response": {"PlatformGUID": str(read.get("uuid") or "").replace("-", "")},
+                "status": 200,
+            },
+            "CIM_Chassis": _first(_as_class(read, "chassis", hardware)),
+            "CIM_Card": _first(_as_class(read, "boards", hardware)),
+            "CIM_BIOSElement": _first(bios),
+            "CIM_Processor": _all(_as_class(read, "processors", processors)),
+            "CIM_PhysicalMemory": _all(_as_class(read, "memory", memory)),
+            "CIM_MediaAccessDevice": _all(disks),
+        }
+
+    async def network_settings(self, asked: Asked) -> dict[str, Any]:
+        answer: dict[str, Any] = {"wired": None, "wireless": None}
+        for port in _list(await self._call(asked, "network.get"), "ports"):
+            dns = port.get("dns") or []
+            kind = "wired" if port.get("connection") in (0, None) else "wireless"
+            answer[kind] = answer[kind] or {
+                "instanceID": port.get("name"),
+                "macAddress": port.get("mac"),
+                "linkIsUp": port.get("link"),
+                "dhcpEnabled": port.get("dhcp"),
+                "ipAddress": port.get("address"),
+                "subnetMask": port.get("netmask"),
+                "defaultGateway": port.get("gateway"),
+                "primaryDNS": dns[0] if dns else "",
+                "secondaryDNS": dns[1] if len(dns) > 1 else "",
+                "sharedMAC": port.get("shared_mac"),
+                "ipSyncEnabled": port.get("ip_sync"),
+                "linkPolicy": [entry.get("policy") for entry in port.get("link_policy") or []],
+            }
+        return answer
+
+    # Logs.
+
+    async def event_log(self, asked: Asked) -> dict[str, Any]:
+        read = await self._call(asked, "eventlog.get")
+        members = {
+            "DeviceAddress": "device_address", "EventSensorType": "sensor_type",
+            "EventType": "event_type", "EventOffset": "offset", "EventSourceType": "source_type",
+            "EventSeverity": "severity_name", "SensorNumber": "sensor_number",
+            "Entity": "entity", "EntityInstance": "entity_instance", "EntityStr": "entity_name",
+            "Time": "time_text", "Desc": "text",
+        }  # fmt: skip
+        records = _as_class(read, "records", members)
+        for record, known in zip(records, _list(read, "records"), strict=True):
+            record["EventData"] = list(_hex(known.get("data")))
+        return {"records": records, "hasMoreRecords": False}
+
+    async def audit_log(self, asked: Asked) -> dict[str, Any]:
+        query: p.AuditLogQuery = asked.query
+        # Open AMT counts from 0, the device from 1.
+        read = await self._call(asked, "auditlog.get", start=query.start_index + 1)
+        members = {
+            "AuditAppID": "application", "AuditApp": "application_name", "EventID": "event",
+            "Event": "text", "InitiatorType": "initiator_type", "Initiator": "initiator",
+            "Time": "time_text", "MCLocationType": "location_type", "NetAddress": "address",
+            "Ex": "extended",
+        }  # fmt: skip
+        return {"totalCnt": read.get("total", 0), "records": _as_class(read, "records", members)}
+
+    # Features and consent.
+
+    async def features(self, asked: Asked) -> p.FeaturesAnswer:
+        read = await self._call(asked, "redirection.get")
+        consent: dict[str, Any] = {}
+        try:
+            consent = await self._call(asked, "consent.get")
+        except ApiError as exc:
+            # Firmware before AMT 6 knows no consent, and then none is asked for.
+            if exc.error != "NOT_SUPPORTED":
+                raise
+        return p.FeaturesAnswer(
+            userConsent=CONSENT.get(consent.get("required", 0), "none"),
+            optInState=consent.get("state") or 0,
+            redirection=read.get("listener"),
+            KVM=bool(read.get("kvm")),
+            SOL=bool(read.get("sol")),
+            IDER=bool(read.get("ider")),
+            kvmAvailable=read.get("kvm_state") is not None,
+        )
+
+    async def set_features(self, asked: Asked) -> web.Response:
+        async def act() -> web.Response:
+            await self._set_features(asked, asked.body)
+            return json_response(p.StatusAnswer("Updated AMT Features"))
+
+        return await self._calls.once(asked, act)
+
+    async def _set_features(self, asked: Asked, body: p.FeaturesRequest) -> None:
+        wanted: dict[str, bool] = {}
+        if isinstance(body.enableSOL, bool):
+            wanted["sol"] = body.enableSOL
+        if isinstance(body.enableIDER, bool):
+            wanted["ider"] = body.enableIDER
+        if any(wanted.values()) or body.enableKVM is True:
+            # Without the listener ports 16994 and 16995 look dead, whatever is enabled.
+            wanted["listener"] = True
+        if wanted:
+            await self._call(asked, "redirection.set", **wanted)
+        if isinstance(body.enableKVM, bool):
+            await self._call(asked, "kvm.set", enabled=body.enableKVM)
+        if isinstance(body.userConsent, str):
+            cls = {"class": "IPS_OptInService"}
+            read = (await self._call(asked, "wsman.get", **cls)).get("instance")
+            if not isinstance(read, dict):
+                raise ApiError(502, "DEVICE_ANSWER", "the device did not show its consent policy")
+            read["OptInRequired"] = CONSENT_NUMBERS[body.userConsent]
+            await self._call(asked, "wsman.put", **cls, properties=read)
+
+    async def start_consent(self, asked: Asked) -> web.Response:
+        return await self._act(asked, SUCCESS, "consent.start")
+
+    async def send_consent(self, asked: Asked) -> web.Response:
+        body: p.ConsentRequest = asked.body
+        return await self._act(asked, SUCCESS, "consent.send", code=body.consent_code)
+
+    async def cancel_consent(self, asked: Asked) -> web.Response:
+        return await self._act(asked, SUCCESS, "consent.cancel")
+
+    # Alarms and data storage.
+
+    async def alarms(self, asked: Asked) -> list[dict[str, Any]]:
+        return [
+            {
+                "ElementName": alarm.get("name"),
+                "InstanceID": alarm.get("name"),
+                "StartTime": {"Datetime": alarm.get("time_text")},
+                "Interval": alarm.get("interval") or 0,
+                "DeleteOnCompletion": alarm.get("once"),
+            }
+            for alarm in _list(await self._call(asked, "alarm.list"), "alarms")
+        ]
+
+    async def add_alarm(self, asked: Asked) -> web.Response:
+        body: p.AlarmRequest = asked.body
+        return await self._act(
+            asked,
+            p.StatusAnswer("SUCCESS"),
+            "alarm.add",
+            name=body.element_name,
+            time=_seconds(body.start_time.datetime),
+            interval=body.interval,
+            once=body.delete_on_completion,
+        )
+
+    async def delete_alarm(self, asked: Asked) -> web.Response:
+        body: p.AlarmName = asked.body
+        return await self._act(asked, p.StatusAnswer("SUCCESS"), "alarm.delete", name=body.name)
+
+    async def nvm(self, asked: Asked) -> dict[str, Any]:
+        given: dict[str, Any] = msgspec.to_builtins(asked.query)
+        if "block" in given:
+            return await self._call(asked, "nvm.read", **given)
+        if "offset" in given or "size" in given:
+            raise bad_request("offset and size belong to a block")
+        return await self._call(asked, "nvm.list", **given)
+
+
+def _list(read: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    found = read.get(name)
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def _as_class(read: dict[str, Any], name: str, members: dict[str, str]) -> list[dict[str, Any]]:
+    return [
+        {theirs: each.get(ours) for theirs, ours in members.items()} for each in _list(read, name)
+    ]
+
+
+def _first(instances: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"response": instances[0] if instances else {}, "status": 200}
+
+
+def _all(instances: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"responses": instances, "status": 200}
+
+
+def _hex(text: Any) -> bytes:
+    try:
+        return bytes.fromhex(text) if isinstance(text, str) else b""
+    except ValueError:
+        return b""
+
+
+def _seconds(text: str) -> int:
+    """AMT's clock in UTC, as seconds since 1970."""
+    try:
+        moment = datetime.datetime.fromisoformat(text.removesuffix("Z"))
+    except ValueError as exc:
+        raise bad_request(f"StartTime: {exc}") from exc
+    return int(moment.replace(tzinfo=datetime.UTC).timestamp())

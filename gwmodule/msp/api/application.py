@@ -1,0 +1,252 @@
+"""The API: one application for the unix socket and for TCP, made of the table of routes.
+
+request -> origin -> route's row -> who asks, may he -> query, body -> handler -> JSON
+                                                                \\-> ApiError: one shape
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from gwmodule.errors import Code
+from gwmodule.msp.accounts import Accounts as Directory
+from gwmodule.msp.api.accounts import Accounts
+from gwmodule.msp.api.amt import Amt
+from gwmodule.msp.api.answers import (
+    ApiError,
+    error_response,
+    from_aiohttp,
+    json_response,
+    time_text,
+)
+from gwmodule.msp.api.asking import MAX_BODY, Asked, body_of, query_of
+from gwmodule.msp.api.auth import Authenticator
+from gwmodule.msp.api.calls import Calls, is_connected
+from gwmodule.msp.api.devices import Devices
+from gwmodule.msp.api.events import Events
+from gwmodule.msp.api.gateways import Gateways
+from gwmodule.msp.api.metrics import Metrics
+from gwmodule.msp.api.openapi import document
+from gwmodule.msp.api.routes import ROUTES, Route
+from gwmodule.msp.api.service import Service
+from gwmodule.msp.api.streams import OpenStreams, Streams
+from gwmodule.msp.api.tokens import DEFAULT_LIFETIME, SpentTokens, Tokens
+from gwmodule.msp.database import Database, RegistryError, StatementError
+from gwmodule.msp.enrolment_site import EnrolmentSite
+from gwmodule.msp.labels import Labels
+from gwmodule.msp.pki import Authority
+from gwmodule.msp.records import Device
+from gwmodule.msp.registry import Registry, RegistryConflict
+from gwmodule.msp.seam import SessionsSeam
+from gwmodule.msp.vault import Vault
+from gwmodule.telemetry import EventLog
+
+Handler = Callable[[Asked], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ApiOptions:
+    """`names` is what the gateways' listener is known by; times in seconds."""
+
+    names: Sequence[str] = ()
+    token_lifetime: float = DEFAULT_LIFETIME
+    proxies: Collection[str] = ()
+    origins: Collection[str] = ()
+
+
+@dataclass(slots=True)
+class Parts:
+    """What the API stands on; `clock` gives unix seconds, `monotonic` seconds of any origin."""
+
+    database: Database
+    registry: Registry
+    accounts: Directory
+    vault: Vault
+    sessions: SessionsSeam
+    authority: Authority
+    signing_key: bytes = field(repr=False)
+    clock: Callable[[], float]
+    monotonic: Callable[[], float]
+    enrolment: EnrolmentSite | None = None
+
+
+def _pattern(path: str) -> str:
+    """`path` for the router: a last {part} does not stand for what has a row of its own.
+
+    Else `DELETE /devices/stats` would be about a device called stats.
+    """
+    parent, _, last = path.rpartition("/")
+    if not last.startswith("{"):
+        return path
+    literals = {route.path.rpartition("/") for route in ROUTES}
+    others = "|".join(sorted(name for up, _, name in literals if up == parent and name != last))
+    return f"{parent}/{{{last[1:-1]}:(?!(?:{others})$)[^/]+}}" if others else path
+
+
+class Api:
+    """`groups` maps the first half of a route's handler to the object that has the second half."""
+
+    def __init__(self, parts: Parts, options: ApiOptions = ApiOptions()) -> None:
+        self._log = EventLog("gwmodule.msp.api")
+        clock = parts.clock
+        self.events = Events()
+        self.metrics = Metrics()
+        self.streams = OpenStreams()
+        self.spent = SpentTokens(parts.database)
+        self.tokens = Tokens(parts.signing_key, clock, lifetime=options.token_lifetime)
+        self.authenticator = Authenticator(
+            parts.accounts, self.tokens, clock, proxies=options.proxies, origins=options.origins
+        )
+        self.calls = Calls(
+            parts.registry, parts.sessions, parts.vault, self.events, clock, self.metrics.called
+        )
+        labels = Labels(parts.database)
+        self._service = Service(
+            parts.registry, self.events, self.metrics, self.authenticator, document
+        )
+        self.groups: dict[str, object] = {
+            "service": self._service,
+            "accounts": Accounts(
+                parts.accounts,
+                parts.registry,
+                self.tokens,
+                self.authenticator,
+                clock,
+                parts.monotonic,
+                self.metrics.login,
+            ),
+            "devices": Devices(
+                parts.registry,
+                labels,
+                parts.vault,
+                parts.sessions,
+                self.calls,
+                self.streams,
+                self.events,
+                clock,
+            ),
+            "gateways": Gateways(
+                parts.registry,
+                parts.sessions,
+                parts.authority,
+                options.names,
+                clock,
+                parts.enrolment,
+            ),
+            "amt": Amt(parts.registry, self.calls),
+            "streams": Streams(
+                parts.registry, parts.sessions, self.calls, self.streams, self.spent, clock
+            ),
+        }
+        self._sessions = parts.sessions
+        parts.registry.on_devices = self._devices_changed
+        parts.registry.on_links = self._links_changed
+        # Connections over TCP that have not sent a whole request yet (listening.py).
+        self.silent: set[object] = set()
+        self._gauges(parts.sessions)
+
+    def _gauges(self, sessions: SessionsSeam) -> None:
+        def links() -> dict[str, float]:
+            up = sum(session.connected for session in sessions.all())
+            return {"up": up, "away": len(sessions.all()) - up}
+
+        self.metrics.gauge("gateways", "Gateways with a session here, by link", links, "link")
+        self.metrics.gauge("streams", "Open streams to devices", lambda: {"": len(self.streams)})
+        self.metrics.gauge("watchers", "Clients of /events", lambda: {"": len(self.events)})
+
+    def _devices_changed(self, devices: Collection[Device]) -> None:
+        for device in devices:
+            up = is_connected(self._sessions, device.gateway) and device.gone_at is None
+            self.events.publish(
+                device.tenant,
+                "device",
+                {
+                    "guid": str(device.uuid),
+                    "gateway": device.gateway,
+                    "hostname": device.hostname,
+                    "state": device.state,
+                    "contested": device.contested,
+                    "connectionStatus": up,
+                    "lastAnswer": time_text(device.answered_at),
+                },
+            )
+
+    def _links_changed(self, links: Collection[tuple[str, str, bool]]) -> None:
+        for tenant, gateway, up in links:
+            self.events.publish(tenant, "gateway", {"name": gateway, "connectionStatus": up})
+
+    def application(self) -> web.Application:
+        application = web.Application(client_max_size=MAX_BODY, middlewares=[self._answer])
+        for route in ROUTES:
+            application.router.add_route(route.method, _pattern(route.path), self._handle(route))
+        application.on_shutdown.append(self._shutdown)
+        return application
+
+    async def _shutdown(self, _: web.Application) -> None:
+        self._service.stop()
+        await self.streams.close_all(Code.SHUTDOWN, "the service stops")
+
+    def _handle(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        group, _, method = route.handler.partition(".")
+        handler: Handler = getattr(self.groups[group], method)
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            try:
+                response = await self._serve(request, route, handler)
+            except BaseException as exc:
+                status = exc.status if isinstance(exc, (ApiError, web.HTTPException)) else 500
+                self.metrics.answered(route.method, route.path, status)
+                raise
+            self.metrics.answered(route.method, route.path, response.status)
+            return response
+
+        return handle
+
+    async def _serve(
+        self, request: web.Request, route: Route, handler: Handler
+    ) -> web.StreamResponse:
+        principal, token = await self.authenticator.admit(request, route)
+        asked = Asked(request, route, principal, token=token)
+        asked.query = query_of(request, route.query)
+        if route.body is not None:
+            asked.body = await body_of(request, route.body)
+        answer = await handler(asked)
+        if isinstance(answer, web.StreamResponse):
+            return answer
+        if answer is None:
+            return web.Response(status=route.status)
+        return json_response(answer, route.status)
+
+    @web.middleware
+    async def _answer(
+        self,
+        request: web.Request,
+        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    ) -> web.StreamResponse:
+        """The boundary: whatever goes wrong leaves here as one JSON error."""
+        self.silent.discard(request.protocol)
+        try:
+            response = await handler(request)
+        except ApiError as exc:
+            response = exc.response()
+        except web.HTTPException as exc:
+            response = from_aiohttp(exc)
+        except RegistryConflict as exc:
+            response = error_response(409, "CONFLICT", str(exc))
+        except (RegistryError, StatementError) as exc:
+            self._log.error("registry_failed", path=request.path, reason=exc)
+            response = error_response(503, "REGISTRY_UNAVAILABLE", str(exc))
+        except ConnectionError:
+            raise
+        except Exception:
+            self._log.exception("request_failed", path=request.path)
+            response = error_response(500, "INTERNAL", "our own fault; the log says more")
+        if not response.prepared and request.path.startswith("/api/"):
+            # Answers hold host names that somebody else chose, and now and then a key.
+            response.headers.setdefault("Cache-Control", "no-store")
+            response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        return response

@@ -1,0 +1,341 @@
+"""Devices and candidates: what is recorded, what people say about them, and calls to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from uuid import UUID
+
+import msgspec
+from aiohttp import web
+
+from gwmodule.errors import AmtError, Code, LinkLost
+from gwmodule.msp.api import payloads as p
+from gwmodule.msp.api.answers import (
+    ApiError,
+    bad_request,
+    json_response,
+    not_found,
+    said_by_records,
+    time_text,
+)
+from gwmodule.msp.api.asking import Asked, device_of, guid_of
+from gwmodule.msp.api.calls import (
+    Calls,
+    Place,
+    body_of,
+    description_of,
+    is_connected,
+    member_of,
+    realm_of,
+    session_of,
+    uuid_of,
+)
+from gwmodule.msp.api.events import Events
+from gwmodule.msp.api.shown import shown_audit, shown_device, shown_host
+from gwmodule.msp.api.streams import OpenStreams
+from gwmodule.msp.labels import Label, Labels
+from gwmodule.msp.records import Device, State
+from gwmodule.msp.registry import Registry
+from gwmodule.msp.seam import SessionsSeam
+from gwmodule.msp.vault import Vault
+from gwmodule.wire.notices import NO_MAC, NO_UUID, format_mac, parse_mac
+
+
+class Devices:
+    """Handlers of group `devices`."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        labels: Labels,
+        vault: Vault,
+        sessions: SessionsSeam,
+        calls: Calls,
+        streams: OpenStreams,
+        events: Events,
+        clock: Callable[[], float],
+    ) -> None:
+        self._events = events
+        self._registry = registry
+        self._labels = labels
+        self._vault = vault
+        self._sessions = sessions
+        self._calls = calls
+        self._streams = streams
+        self._clock = clock
+
+    async def _device(self, asked: Asked) -> Device:
+        return await device_of(self._registry, asked.tenant, asked.path("guid"))
+
+    async def _shown(self, device: Device) -> p.DeviceAnswer:
+        label = await self._labels.of(device.tenant, device.uuid)
+        return shown_device(device, self._sessions, label)
+
+    async def all(self, asked: Asked) -> object:
+        query: p.DevicesQuery = asked.query
+        labels = await self._labels.all(asked.tenant)
+        prefix = query.guid.replace("-", "").lower()
+        tags = frozenset(tag for tag in query.tags.split(",") if tag)
+        match_tags = tags.issubset if query.method == "AND" else _meets(tags)
+        exact = {
+            name: wanted
+            for name in ("hostname", "gateway", "state", "friendly_name")
+            if isinstance(wanted := getattr(query, name), str)
+        }
+        found = []
+        for device in await self._registry.devices(asked.tenant):
+            if not device.uuid.hex.startswith(prefix):
+                continue
+            shown = shown_device(device, self._sessions, labels.get(device.uuid, Label()))
+            if query.status in ("0", "1") and shown.connection_status != (query.status == "1"):
+                continue
+            if tags and not match_tags(shown.tags):
+                continue
+            if all(getattr(shown, name) == wanted for name, wanted in exact.items()):
+                found.append(shown)
+        page = found[query.skip : query.skip + query.top]
+        return p.DevicePage(page, len(found)) if query.count else page
+
+    async def stats(self, asked: Asked) -> p.DeviceStats:
+        devices = await self._registry.devices(asked.tenant)
+        connected = sum(
+            is_connected(self._sessions, device.gateway) and device.gone_at is None
+            for device in devices
+        )
+        contested = sum(device.contested for device in devices)
+        return p.DeviceStats(len(devices), connected, len(devices) - connected, contested)
+
+    async def tags(self, asked: Asked) -> object:
+        labels = await self._labels.all(asked.tenant)
+        return sorted({tag for label in labels.values() for tag in label.tags})
+
+    async def get(self, asked: Asked) -> p.DeviceAnswer:
+        return await self._shown(await self._device(asked))
+
+    async def change(self, asked: Asked) -> p.DeviceAnswer:
+        body: p.DeviceChange = asked.body
+        device = await device_of(self._registry, asked.tenant, body.guid)
+        label = await self._labels.of(asked.tenant, device.uuid)
+        tags, name = label.tags, label.friendly_name
+        if not isinstance(body.tags, msgspec.UnsetType):
+            tags = tuple(dict.fromkeys(body.tags))
+        if isinstance(body.friendly_name, str):
+            name = body.friendly_name
+        await self._labels.put(asked.tenant, device.uuid, Label(tags, name))
+        await self._calls.record(
+            asked.principal,
+            "device.labelled",
+            device.gateway,
+            device,
+            {"tags": list(tags), "friendlyName": name},
+        )
+        return await self._shown(device)
+
+    async def forget(self, asked: Asked) -> None:
+        device = await self._device(asked)
+        await self._registry.forget(
+            device.uuid, self._clock(), actor=asked.actor, tenant=asked.tenant
+        )
+        self._events.publish(asked.tenant, "device", {"guid": str(device.uuid), "forgotten": True})
+        # After the record: what is left over names no device any more.
+        await self._labels.remove(asked.tenant, device.uuid)
+        await self._vault.remove(asked.tenant, device.uuid, self._clock(), actor=asked.actor)
+
+    async def unpin(self, asked: Asked) -> p.DeviceAnswer:
+        device = await self._device(asked)
+        changed = await self._registry.unpin(
+            device.uuid, self._clock(), actor=asked.actor, tenant=asked.tenant
+        )
+        return await self._shown(changed or device)
+
+    async def redirect_status(self, asked: Asked) -> p.RedirectStatus:
+        device = await self._device(asked)
+        kinds = {stream.kind for stream in self._streams.to(asked.tenant, device.uuid)}
+        return p.RedirectStatus("kvm" in kinds, "sol" in kinds, "ider" in kinds)
+
+    async def disconnect(self, asked: Asked) -> p.Disconnected:
+        device = await self._device(asked)
+        streams = self._streams.to(asked.tenant, device.uuid)
+        for stream in streams:
+            await stream.close(Code.CANCELLED, f"disconnected by {asked.actor}")
+        detail = {"streams": len(streams)}
+        await self._calls.record(
+            asked.principal, "device.disconnected", device.gateway, device, detail
+        )
+        return p.Disconnected(len(streams))
+
+    # Calls.
+
+    async def call(self, asked: Asked) -> web.Response:
+        device = await self._device(asked)
+        body: p.CallRequest = asked.body
+
+        async def act() -> web.Response:
+            result = await self._calls.on_device(asked, device, body)
+            return json_response(
+                p.CallAnswer(True, body.function, body_of(result), result.elapsed, result.exchanges)
+            )
+
+        return await self._calls.once(asked, act)
+
+    async def cancel(self, asked: Asked) -> None:
+        if not self._calls.cancel(asked.principal, asked.path("id")):
+            raise not_found("no such call is running")
+
+    async def candidates(self, asked: Asked) -> object:
+        hosts = await self._registry.candidates(asked.tenant)
+        return [shown_host(host, self._sessions) for host in hosts]
+
+    async def identify(self, asked: Asked) -> web.Response:
+        async def act() -> web.Response:
+            device = await self._identify(asked, asked.body)
+            return json_response(await self._shown(device), 201)
+
+        return await self._calls.once(asked, act)
+
+    async def _identify(self, asked: Asked, body: p.IdentifyRequest) -> Device:
+        gateway = asked.path("gateway")
+        try:
+            mac = parse_mac(asked.path("mac"))
+        except ValueError as exc:
+            raise bad_request(str(exc)) from exc
+        record = await self._registry.gateway(gateway)
+        host = await self._registry.host(gateway, mac)
+        if host is None or record is None or record.tenant != asked.tenant:
+            raise not_found(f"gateway {gateway[:64]} never reported {format_mac(mac)}")
+        call = p.CallRequest(
+            "identity.get",
+            credential=body.credential,
+            allow_password=body.allow_password,
+            tls=body.tls,
+            deadline=body.deadline,
+        )
+        result = await self._calls.run(asked, Place(gateway, mac, None, host), call)
+        uuid = uuid_of(result)
+        if uuid is None or uuid == NO_UUID:
+            raise ApiError(502, "DEVICE_ANSWER", "the device did not tell its UUID")
+        return await self._registry.identified(
+            gateway, mac, uuid, self._clock(), actor=asked.actor, realm=realm_of(result)
+        )
+
+    # Stored logins.
+
+    async def credential(self, asked: Asked) -> p.CredentialAnswer:
+        return await self._described(asked.tenant, (await self._device(asked)).uuid)
+
+    async def store_credential(self, asked: Asked) -> p.CredentialAnswer:
+        return await self._store(asked, (await self._device(asked)).uuid)
+
+    async def remove_credential(self, asked: Asked) -> None:
+        device = await self._device(asked)
+        await self._vault.remove(asked.tenant, device.uuid, self._clock(), actor=asked.actor)
+
+    async def default_credential(self, asked: Asked) -> p.CredentialAnswer:
+        return await self._described(asked.tenant, None)
+
+    async def store_default_credential(self, asked: Asked) -> p.CredentialAnswer:
+        return await self._store(asked, None)
+
+    async def remove_default_credential(self, asked: Asked) -> None:
+        await self._vault.remove(asked.tenant, None, self._clock(), actor=asked.actor)
+
+    async def _store(self, asked: Asked, uuid: UUID | None) -> p.CredentialAnswer:
+        body: p.Login = asked.body
+        with said_by_records():
+            await self._vault.store(
+                asked.tenant,
+                uuid,
+                body.username,
+                body.password,
+                self._clock(),
+                actor=asked.actor,
+                mode=body.mode,
+            )
+        return await self._described(asked.tenant, uuid)
+
+    async def _described(self, tenant: str, uuid: UUID | None) -> p.CredentialAnswer:
+        found = await self._vault.describe(tenant, uuid)
+        if found is None:
+            raise not_found("no login is stored")
+        return p.CredentialAnswer(found.username, found.mode, time_text(found.changed_at))
+
+    # Looking closer.
+
+    async def explain(self, asked: Asked) -> p.ExplainAnswer:
+        device = await self._device(asked)
+        steps = [_recorded(device), _settled(device), self._linked(device)]
+        if steps[-1].result == "ok":
+            steps += await self._seen_from_the_gateway(device)
+        reachable = all(step.result != "failed" for step in steps)
+        return p.ExplainAnswer(str(device.uuid), reachable, steps)
+
+    def _linked(self, device: Device) -> p.ExplainStep:
+        session = self._sessions.locate(device.gateway)
+        if session is None or not session.connected:
+            return p.ExplainStep(
+                "gateway",
+                "failed",
+                f"gateway {device.gateway} is not connected",
+                "look at the gateway's power and its line: `gwmodule status` on it tells more",
+            )
+        rtt = f", round trip {session.rtt * 1000:.0f} ms" if session.rtt else ""
+        return p.ExplainStep("gateway", "ok", f"gateway {device.gateway} is connected{rtt}")
+
+    async def _seen_from_the_gateway(self, device: Device) -> list[p.ExplainStep]:
+        session = session_of(self._sessions, device.gateway)
+        try:
+            result = await session.explain(
+                address=device.address,
+                mac=device.mac or NO_MAC,
+                uuid=device.uuid,
+                pin=device.pin,
+            )
+            found = member_of(result, "steps")
+            if result.code is not Code.OK:
+                raise LinkLost(description_of(result))
+            return msgspec.convert(found, list[p.ExplainStep])
+        except (AmtError, LinkLost, msgspec.ValidationError) as exc:
+            return [p.ExplainStep("gateway's view", "failed", str(exc)[:300])]
+
+    async def audit(self, asked: Asked) -> object:
+        query: p.AuditQuery = asked.query
+        # By the UUID itself: the history of a device outlives its record.
+        uuid = guid_of(query.guid) if isinstance(query.guid, str) else None
+        entries = await self._registry.audit_entries(
+            uuid=uuid, limit=query.limit, tenant=asked.tenant
+        )
+        return [shown_audit(entry) for entry in entries]
+
+
+def _meets(wanted: frozenset[str]) -> Callable[[list[str]], bool]:
+    return lambda tags: not wanted.isdisjoint(tags)
+
+
+def _recorded(device: Device) -> p.ExplainStep:
+    where = f"{device.address} at gateway {device.gateway}"
+    if device.state is State.SETUP:
+        return p.ExplainStep(
+            "record",
+            "failed",
+            f"in setup mode, {where}",
+            "it has no admin login yet: provision it first",
+        )
+    if device.mac is None:
+        return p.ExplainStep(
+            "record", "failed", f"{where}, MAC not known", "wait for its next DHCP lease"
+        )
+    return p.ExplainStep("record", "ok", f"{device.state}, {where}, {format_mac(device.mac)}")
+
+
+def _settled(device: Device) -> p.ExplainStep:
+    if device.contested:
+        claim = f"{device.claim_reason}: {device.claim_address} at gateway {device.claim_gateway}"
+        return p.ExplainStep(
+            "claims",
+            "note",
+            f"contested; it stays where it was proved. {claim}",
+            "if it has moved, forget it here or unpin it",
+        )
+    if device.gone_at is not None:
+        return p.ExplainStep("claims", "note", "it has stopped to answer at its last address")
+    return p.ExplainStep("claims", "ok", "nobody else claims to be this device")

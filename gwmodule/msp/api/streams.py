@@ -1,0 +1,155 @@
+"""Streams to devices: the raw WebSocket relay, and who holds which stream."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from aiohttp import web
+
+from gwmodule.errors import Code
+from gwmodule.msp.api.answers import ApiError
+from gwmodule.msp.api.asking import Asked, device_of
+from gwmodule.msp.api.calls import Calls, session_of
+from gwmodule.msp.api.payloads import RelayQuery
+from gwmodule.msp.api.tokens import SpentTokens
+from gwmodule.msp.records import Device
+from gwmodule.msp.registry import Registry
+from gwmodule.msp.seam import SessionsSeam
+from gwmodule.msp.subprotocol import CLOSE_BASE, MAX_MESSAGE, SUBPROTOCOL, close_reason
+from gwmodule.msp.webrelay import Ending, WebRelay
+from gwmodule.telemetry import EventLog
+from gwmodule.wire.messages import StreamTarget
+
+# How long the service waits at its end for requests that are still running.
+SHUTDOWN_TIMEOUT = 2.0
+
+
+@dataclass(eq=False, slots=True)
+class OpenStream:
+    """`close(code, reason)` ends it; `kind` is sol, kvm, ider or empty."""
+
+    tenant: str
+    uuid: UUID
+    kind: str
+    holder: str
+    close: Callable[[Code, str], Awaitable[object]]
+
+
+class OpenStreams:
+    """Every stream that somebody holds through this process."""
+
+    def __init__(self) -> None:
+        self._open: set[OpenStream] = set()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @contextmanager
+    def held(self, stream: OpenStream) -> Iterator[None]:
+        self._open.add(stream)
+        try:
+            yield
+        finally:
+            self._open.discard(stream)
+
+    def to(self, tenant: str, uuid: UUID) -> list[OpenStream]:
+        return [s for s in self._open if s.tenant == tenant and s.uuid == uuid]
+
+    async def close_all(self, code: Code, reason: str) -> None:
+        for stream in list(self._open):
+            await stream.close(code, reason)
+
+
+async def open_websocket(
+    asked: Asked, spent: SpentTokens, now: float, protocols: tuple[str, ...] = (SUBPROTOCOL,)
+) -> web.WebSocketResponse:
+    """Upgrade; a redirection token is spent here, when nothing else can refuse any more."""
+    offered = _offered(asked.http)
+    names = tuple(name for name in protocols if name in offered)
+    if not names and asked.token is not None:
+        # A browser gives up a connection that accepts none of what it offered.
+        names = tuple(name for name in offered if name.count(".") == 2)[:1]
+    websocket = web.WebSocketResponse(
+        timeout=SHUTDOWN_TIMEOUT, protocols=names, compress=False, max_msg_size=MAX_MESSAGE
+    )
+    if not websocket.can_prepare(asked.http):
+        raise ApiError(426, "UPGRADE_REQUIRED", "this is a WebSocket")
+    if asked.token is not None and not await spent.spend(asked.token, now):
+        raise ApiError(401, "UNAUTHORIZED", "this token has been used; ask for another one")
+    await websocket.prepare(asked.http)
+    return websocket
+
+
+def _offered(request: web.Request) -> list[str]:
+    lines = request.headers.getall("Sec-WebSocket-Protocol", [])
+    return [name.strip() for line in lines for name in line.split(",")]
+
+
+class Streams:
+    """Handlers of group `streams`."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        sessions: SessionsSeam,
+        calls: Calls,
+        streams: OpenStreams,
+        spent: SpentTokens,
+        clock: Callable[[], float],
+    ) -> None:
+        self._registry = registry
+        self._sessions = sessions
+        self._calls = calls
+        self._streams = streams
+        self._spent = spent
+        self._clock = clock
+        self._log = EventLog("gwmodule.msp.api")
+
+    async def webrelay(self, asked: Asked) -> web.StreamResponse:
+        query: RelayQuery = asked.query
+        device = await device_of(self._registry, asked.tenant, query.host)
+        session = session_of(self._sessions, device.gateway)
+        if device.mac is None:
+            raise ApiError(409, "MAC_UNKNOWN", "the gateway has not told this device's MAC yet")
+        target = StreamTarget(
+            device.address, query.port, device.mac, device.uuid, hold=query.hold == "1"
+        )
+        websocket = await open_websocket(asked, self._spent, self._clock())
+
+        async def close(code: Code, reason: str) -> None:
+            await websocket.close(code=CLOSE_BASE + code, message=close_reason(reason))
+
+        await self._record(asked, "stream.open", device, target, None)
+        ending = Ending(Code.CANCELLED, "broken off")
+        stream = OpenStream(asked.tenant, device.uuid, query.mode, asked.actor, close)
+        try:
+            with self._streams.held(stream):
+                ending = await WebRelay(websocket, query.mode).run(session, target)
+        finally:
+            await self._record(asked, "stream.close", device, target, ending)
+        return websocket
+
+    async def _record(
+        self,
+        asked: Asked,
+        action: str,
+        device: Device,
+        target: StreamTarget,
+        ending: Ending | None,
+    ) -> None:
+        detail: dict[str, Any] = {"port": target.port}
+        if ending is not None:
+            detail |= {
+                "code": ending.code.name.lower(),
+                "reason": ending.reason,
+                "toDevice": ending.to_device,
+                "fromDevice": ending.from_device,
+            }
+        self._log.info(
+            action.replace(".", "_"), device=device.uuid, gateway=device.gateway, **detail
+        )
+        await self._calls.record(asked.principal, action, device.gateway, device, detail)

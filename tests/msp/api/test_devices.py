@@ -1,0 +1,205 @@
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from gwmodule.msp.accounts import Role
+from gwmodule.wire.frames import CredentialMode
+from gwmodule.wire.messages import Progress, Result
+from gwmodule.wire.notices import Lease
+from tests.msp.api.conftest import Site
+from tests.msp.conftest import IP, MAC, NOW, PC, presence, result
+
+DEVICE = f"/api/v1/devices/{PC}"
+LOGIN = {"username": "admin", "password": "P@ssw0rd"}
+CALL = {"function": "power.get"}
+
+
+async def test_tags_and_a_friendly_name_are_set_found_and_forgotten(site: Site) -> None:
+    token = site.token()
+    change = {"guid": str(PC).upper(), "tags": ["küche", "vip", "vip"], "friendlyName": "Oma's PC"}
+    status, device = await site.request("PATCH", "/api/v1/devices", change, token=token)
+    assert (status, device["tags"], device["friendlyName"]) == (200, ["küche", "vip"], "Oma's PC")
+    for query, found in (
+        ("tags=vip", 1),
+        ("tags=vip,none", 0),
+        ("tags=vip,none&method=OR", 1),
+        ("tags=none&method=OR", 0),
+        ("friendlyName=Oma's PC", 1),
+        ("friendlyName=Oma", 0),
+    ):
+        _, devices = await site.request("GET", f"/api/v1/devices?{query}", token=token)
+        assert len(devices) == found, query
+    assert (await site.request("GET", "/api/v1/devices/tags", token=token))[1] == ["küche", "vip"]
+    _, device = await site.request("PATCH", "/api/v1/devices", {"guid": str(PC)}, token=token)
+    assert device["tags"] == ["küche", "vip"]
+    await site.request("DELETE", DEVICE, token=token)
+    assert (await site.request("GET", "/api/v1/devices/tags", token=token))[1] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tags": ["a,b"]}, {"tags": ["a\nb"]}, {"tags": [""]}, {"tags": ["x" * 64]},
+        {"tags": [str(n) for n in range(33)]}, {"tags": "a"}, {"friendlyName": "a\x1b[2J"},
+        {"friendlyName": "x" * 256}, {"hostname": "mine"}, {"guid": "' OR 1=1 --"},
+    ],
+)  # fmt: skip
+async def test_a_label_that_cannot_be_is_refused(site: Site, change: dict[str, Any]) -> None:
+    body = {"guid": str(PC)} | change
+    assert (await site.request("PATCH", "/api/v1/devices", body, token=site.token()))[0] == 400
+
+
+@pytest.mark.parametrize("name", ["'; DROP TABLE devices; --", '"><img src=x>', "a\x00b", "\ud800"])
+async def test_a_host_name_is_data_whatever_it_says(site: Site, name: str) -> None:
+    await site.service.tell(Lease(MAC, IP, 60, name))
+    _, device = await site.request("GET", DEVICE, token=site.token())
+    assert device["hostname"] == name.replace("\x00", "\ufffd").encode(errors="replace").decode()
+    query = {"hostname": device["hostname"]}
+    _, found = await site.request("GET", "/api/v1/devices", token=site.token(), params=query)
+    assert [each["guid"] for each in found] == [str(PC)]
+
+
+async def test_a_stored_login_is_used_and_never_shown(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    token = site.token()
+    assert (await site.request("GET", f"{DEVICE}/credential", token=token))[0] == 404
+    status, shown = await site.request("PUT", f"{DEVICE}/credential", LOGIN, token=token)
+    assert (status, shown["username"], shown["mode"]) == (200, "admin", "ha1")
+    technician = site.token(Role.TECHNICIAN)
+    _, shown = await site.request("GET", f"{DEVICE}/credential", token=technician)
+    assert "P@ssw0rd" not in str(shown) + caplog.text
+    assert (await site.request("POST", f"{DEVICE}/call", CALL, token=technician))[0] == 200
+    credential = site.service.session.credential
+    assert (credential.mode, credential.username) == (CredentialMode.HA1, "admin")
+    # What the request brings goes before what is stored.
+    body = CALL | {"credential": LOGIN | {"username": "op"}}
+    await site.request("POST", f"{DEVICE}/call", body, token=technician)
+    assert site.service.session.credential.username == "op"
+    assert (await site.request("DELETE", f"{DEVICE}/credential", token=token))[0] == 204
+    await site.request("POST", f"{DEVICE}/call", CALL, token=technician)
+    assert site.service.session.credential.mode is CredentialMode.NONE
+
+
+async def test_the_tenants_default_login_is_for_devices_without_their_own(site: Site) -> None:
+    challenge = LOGIN | {"mode": "challenge"}
+    await site.request("PUT", "/api/v1/credential", challenge, token=site.token())
+    await site.request("POST", f"{DEVICE}/call", CALL, token=site.token())
+    assert site.service.session.credential.mode is CredentialMode.CHALLENGE
+    _, shown = await site.request("GET", "/api/v1/credential", token=site.token())
+    assert shown["mode"] == "challenge"
+    assert (await site.request("DELETE", "/api/v1/credential", token=site.token()))[0] == 204
+
+
+@pytest.mark.parametrize("function", ["wsman.put", "wsman.invoke"])
+async def test_what_can_change_the_devices_accounts_needs_an_admin(
+    site: Site, function: str
+) -> None:
+    body = {"function": function, "arguments": {"class": "AMT_X"}}
+    status, error = await site.request(
+        "POST", f"{DEVICE}/call", body, token=site.token(Role.TECHNICIAN)
+    )
+    assert (status, error["error"]) == (403, "FORBIDDEN")
+    assert site.service.session.calls == []
+    assert (await site.request("POST", f"{DEVICE}/call", body, token=site.token()))[0] == 200
+
+
+async def test_a_running_call_is_cancelled_by_its_name(site: Site) -> None:
+    started = asyncio.Event()
+
+    async def hang(_: dict[str, Any]) -> Result:
+        started.set()
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    site.service.session.answer = hang
+    headers = {"Call-Id": "mine"}
+    async with asyncio.TaskGroup() as group:
+        call = group.create_task(
+            site.request("POST", f"{DEVICE}/call", CALL, token=site.token(), headers=headers)
+        )
+        await started.wait()
+        path = "/api/v1/calls/mine"
+        other = site.token(tenant="other")
+        assert (await site.request("DELETE", path, token=other))[0] == 404
+        colleague = site.token(Role.TECHNICIAN)
+        assert (await site.request("DELETE", path, token=colleague))[0] == 403
+        again = await site.request(
+            "POST", f"{DEVICE}/call", CALL, token=site.token(), headers=headers
+        )
+        assert again[0] == 409
+        assert (await site.request("DELETE", path, token=site.token()))[0] == 204
+    status, error = call.result()
+    assert (status, error["error"]) == (409, "CANCELLED")
+    assert (await site.request("DELETE", path, token=site.token()))[0] == 404
+    entry = (await site.service.registry.audit_entries(uuid=PC))[0]
+    assert entry.detail["outcome"] == "unknown"
+
+
+async def test_a_call_tells_its_progress_to_its_tenant(site: Site) -> None:
+    async def slow(arguments: dict[str, Any]) -> Result:
+        arguments["on_progress"](Progress(1, 1, 4, "reading CIM_Chip"))
+        return result({})
+
+    site.service.session.answer = slow
+    events = site.service.api.events
+    with events.watch("default") as watcher, events.watch("other") as stranger:
+        await site.request(
+            "POST", f"{DEVICE}/call", CALL, token=site.token(), headers={"Call-Id": "mine"}
+        )
+        text = (await watcher.next(1.0)).decode()
+        assert await stranger.next(0.01) == b": still here\n\n"
+    told = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+    calls = [each for each in told if each.get("callId") == "mine"]
+    assert [each["state"] for each in calls] == ["started", "progress", "ended"]
+    assert (calls[1]["done"], calls[1]["total"]) == (1, 4)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x" * 65, "../x"])
+async def test_a_bad_call_id_is_refused_and_nothing_is_called(site: Site, name: str) -> None:
+    headers = {"Call-Id": name}
+    status, _ = await site.request(
+        "POST", f"{DEVICE}/call", CALL, token=site.token(), headers=headers
+    )
+    assert status == (400 if name else 200)
+    assert len(site.service.session.calls) == (0 if name else 1)
+
+
+async def test_explain_goes_on_at_the_gateway(site: Site) -> None:
+    seen = {"step": "ports", "result": "failed", "found": "all closed", "advice": "enable AMT"}
+    site.service.session.checklist = {"steps": [seen]}
+    _, told = await site.request("GET", f"{DEVICE}/explain", token=site.token(Role.VIEWER))
+    assert [step["step"] for step in told["steps"]] == ["record", "claims", "gateway", "ports"]
+    assert (told["reachable"], told["steps"][-1]) == (False, seen)
+    site.service.session.checklist = {"steps": "garbage"}
+    _, told = await site.request("GET", f"{DEVICE}/explain", token=site.token())
+    assert told["steps"][-1]["result"] == "failed"
+    site.service.session.connected = False
+    _, told = await site.request("GET", f"{DEVICE}/explain", token=site.token())
+    assert [step["result"] for step in told["steps"]] == ["ok", "ok", "failed"]
+
+
+async def test_another_technicians_key_does_not_give_him_my_answer(site: Site) -> None:
+    headers = {"Idempotency-Key": "k"}
+    for role in (Role.ADMIN, Role.TECHNICIAN):
+        await site.request("POST", f"{DEVICE}/call", CALL, token=site.token(role), headers=headers)
+    assert len(site.service.session.calls) == 2
+
+
+async def test_the_audit_is_of_the_tenant_and_outlives_the_device(site: Site) -> None:
+    await site.request("DELETE", DEVICE, token=site.token())
+    path = f"/api/v1/audit?guid={PC}"
+    _, entries = await site.request("GET", path, token=site.token())
+    assert entries[0]["action"] == "device.forgotten"
+    assert (await site.request("GET", path, token=site.token(tenant="other")))[1] == []
+
+
+async def test_a_device_that_changes_is_an_event(site: Site) -> None:
+    with site.service.api.events.watch("default") as watcher:
+        await site.service.tell(presence(), NOW + 5)
+        assert b'event: device\ndata: {"guid":"%s"' % str(PC).encode() in await watcher.next(1.0)
+        await site.request("DELETE", DEVICE, token=site.token())
+        assert b'"forgotten":true' in await watcher.next(1.0)

@@ -1,0 +1,91 @@
+import asyncio
+import re
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from gwmodule.msp.accounts import Role
+from gwmodule.msp.api import service as service_module
+from gwmodule.msp.api.events import MAX_QUEUE
+from tests.msp.api.conftest import Site
+from tests.msp.conftest import NOW, PC
+
+EVENTS = "/api/v1/events"
+
+
+async def test_health_and_readiness_need_no_login(site: Site) -> None:
+    assert await site.request("GET", "/healthz") == (200, {"status": "ok"})
+    assert await site.request("GET", "/readyz") == (200, {"status": "ok"})
+
+
+async def test_without_its_registry_it_lives_but_is_not_ready(site: Site) -> None:
+    await site.service.database.aclose()
+    assert (await site.request("GET", "/healthz"))[0] == 200
+    status, error = await site.request("GET", "/readyz")
+    assert (status, error["error"]) == (503, "REGISTRY_UNAVAILABLE")
+
+
+async def test_metrics_name_no_device_and_nobody(site: Site) -> None:
+    await site.request(
+        "POST", f"/api/v1/devices/{PC}/call", {"function": "power.get"}, token=site.token()
+    )
+    await site.request("POST", f"/api/v1/devices/{PC}/call", {"function": "x"}, token=site.token())
+    status, text = await site.request("GET", "/metrics", token=site.token(Role.VIEWER))
+    assert status == 200
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    ops = {sample.labels["op"] for sample in families["amt_request_seconds"].samples}
+    assert ops == {"power.get", "other"}
+    routes = {sample.labels["route"] for sample in families["http_requests"].samples}
+    assert "/api/v1/devices/{guid}/call" in routes
+    assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}|home1|@default", text)
+    assert {"gateways", "streams", "watchers", "logins"} <= set(families)
+
+
+async def test_events_are_streamed_as_they_come(site: Site) -> None:
+    headers = {"Authorization": f"Bearer {site.token(Role.VIEWER)}"}
+    async with site.http.get(site.url + EVENTS, headers=headers) as response:
+        assert response.content_type == "text/event-stream"
+        assert await response.content.readuntil(b"\n\n") == b": gwmodule\n\n"
+        site.service.api.events.publish("default", "device", {"guid": "x"})
+        assert await response.content.readuntil(b"\n\n") == b'event: device\ndata: {"guid":"x"}\n\n'
+    async with asyncio.timeout(5):
+        while len(site.service.api.events):
+            site.service.api.events.publish("default", "device", {})
+            await asyncio.sleep(0.01)
+
+
+async def test_who_is_locked_out_hears_no_more(site: Site) -> None:
+    headers = {"Authorization": f"Bearer {site.token(Role.VIEWER)}"}
+    async with site.http.get(site.url + EVENTS, headers=headers) as response:
+        await response.content.readuntil(b"\n\n")
+        await site.service.accounts.set_user(
+            "viewer@default", "default", disabled=True, at=NOW, actor="test"
+        )
+        site.service.api.events.publish("default", "device", {"guid": "secret"})
+        async with asyncio.timeout(5):
+            # Cut in the middle: what follows the first comment would have been the event.
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.content.readuntil(b"\n\n")
+    assert len(site.service.api.events) == 0
+
+
+async def test_a_client_that_stops_reading_is_dropped(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "WRITE_TIMEOUT", 0.3)
+    host, port = site.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    writer.write(
+        f"GET {EVENTS} HTTP/1.1\r\nHost: {host}:{port}\r\n"
+        f"Authorization: Bearer {site.token()}\r\n\r\n".encode()
+    )
+    await reader.readuntil(b": gwmodule\n\n")
+    events = site.service.api.events
+    async with asyncio.timeout(15):
+        while len(events):
+            for _ in range(MAX_QUEUE):
+                events.publish("default", "device", {"padding": "x" * 1000})
+            await asyncio.sleep(0.01)
+    writer.close()
+    assert (await site.request("GET", "/healthz"))[0] == 200

@@ -1,0 +1,111 @@
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+import pytest
+
+from gwmodule.errors import Code
+from gwmodule.msp.accounts import Role
+from gwmodule.msp.subprotocol import CLOSE_BASE, SUBPROTOCOL
+from tests.msp.api.conftest import Site
+from tests.msp.conftest import NOW, PC
+
+RELAY = f"/relay/webrelay.ashx?p=2&host={PC}&port=16994&tls=0&mode=sol"
+DEVICE = f"/api/v1/devices/{PC}"
+
+Ask = Callable[[], Awaitable[str]]
+
+
+@pytest.fixture
+def ask(site: Site) -> Ask:
+    """A new redirection token of the technician."""
+
+    async def ask() -> str:
+        path = f"/api/v1/authorize/redirection/{PC}"
+        status, body = await site.request("GET", path, token=site.token(Role.TECHNICIAN))
+        assert status == 200
+        return str(body["token"])
+
+    return ask
+
+
+async def refused(site: Site, token: str, headers: dict[str, str] | None = None) -> int:
+    with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+        await site.http.ws_connect(site.url + RELAY, protocols=(token,), headers=headers)
+    return caught.value.status
+
+
+async def test_a_token_as_subprotocol_opens_one_stream(site: Site, ask: Ask) -> None:
+    token = await ask()
+    async with site.http.ws_connect(site.url + RELAY, protocols=(token,)) as websocket:
+        # What a browser offered it must get back.
+        assert websocket.protocol == token
+        await websocket.send_bytes(b"\x10\x00\x00\x00SOL ")
+        stream = await site.service.session.streams.get()
+        stream.incoming.put_nowait(b"hello")
+        assert await websocket.receive_bytes() == b"hello"
+    assert await refused(site, token) == 401
+    opened = [e for e in await site.service.registry.audit_entries(uuid=PC) if "stream" in e.action]
+    assert {entry.actor for entry in opened} == {"technician@default"}
+
+
+async def test_our_own_tool_offers_the_subprotocol_beside_its_token(site: Site, ask: Ask) -> None:
+    protocols = (SUBPROTOCOL, await ask())
+    async with site.http.ws_connect(site.url + RELAY, protocols=protocols) as websocket:
+        assert websocket.protocol == SUBPROTOCOL
+
+
+async def test_a_refusal_does_not_spend_the_token(site: Site, ask: Ask) -> None:
+    token = await ask()
+    site.service.session.connected = False
+    assert await refused(site, token) == 503
+    headers = {"Sec-WebSocket-Protocol": token}
+    status, error = await site.request("GET", RELAY, headers=headers)
+    assert (status, error["error"]) == (503, "GATEWAY_OFFLINE")
+    site.service.session.connected = True
+    async with site.http.ws_connect(site.url + RELAY, protocols=(token,)):
+        pass
+
+
+async def test_another_site_cannot_open_a_stream(site: Site, ask: Ask) -> None:
+    token = await ask()
+    assert await refused(site, token, headers={"Origin": "https://evil.example"}) == 403
+    async with site.http.ws_connect(
+        site.url + RELAY, protocols=(token,), headers={"Origin": site.url}
+    ):
+        pass
+
+
+async def test_a_token_in_the_url_is_refused(site: Site, ask: Ask) -> None:
+    token = await ask()
+    status, _ = await site.request("GET", f"{RELAY}&token={token}")
+    assert status == 401
+    status, _ = await site.request("GET", f"{RELAY}&token={token}", token=site.token())
+    assert status == 400
+
+
+async def test_a_viewer_gets_no_token_and_a_locked_out_user_no_stream(site: Site, ask: Ask) -> None:
+    path = f"/api/v1/authorize/redirection/{PC}"
+    assert (await site.request("GET", path, token=site.token(Role.VIEWER)))[0] == 403
+    token = await ask()
+    await site.service.accounts.set_user(
+        "technician@default", "default", disabled=True, at=NOW, actor="test"
+    )
+    assert await refused(site, token) == 401
+
+
+async def test_open_streams_are_shown_and_can_be_cut(site: Site, ask: Ask) -> None:
+    status_path = f"/api/v1/devices/redirectStatus/{PC}"
+    cut_path = f"/api/v1/devices/disconnect/{PC}"
+    async with site.http.ws_connect(site.url + RELAY, protocols=(await ask(),)) as websocket:
+        await websocket.send_bytes(b"\x10\x00\x00\x00SOL ")
+        await site.service.session.streams.get()
+        _, status = await site.request("GET", status_path, token=site.token())
+        assert status == {
+            "isKVMConnected": False, "isSOLConnected": True, "isIDERConnected": False,
+        }  # fmt: skip
+        assert (await site.request("DELETE", cut_path, token=site.token(tenant="other")))[0] == 404
+        assert await site.request("DELETE", cut_path, token=site.token()) == (200, {"streams": 1})
+        message = await websocket.receive()
+        assert message.data == CLOSE_BASE + Code.CANCELLED
+        assert message.extra == "disconnected by admin@default"
+    assert await site.request("DELETE", cut_path, token=site.token()) == (200, {"streams": 0})
