@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gwmodule.config import ENROLMENT_PORT, Config, split_address
+from gwmodule.config import ENROLMENT_PORT, Config, parse, split_address
 from gwmodule.errors import ConfigError, GatewayError
 from gwmodule.files import remove_leftovers, sync_directory
 from gwmodule.provisioning import settings
@@ -94,16 +94,19 @@ def provision(wanted: Wanted, clock: Clock = wall_clock) -> dict[str, Any]:
             _require_same(wanted, config, certificate, paths)
             if config.msp.enrolment and not missing:
                 return _said(certificate, config, changed=[])
-        plan = _plan(wanted, config, paths)
+        plan = _plan(wanted, paths)
         if wanted.check:
             return {"changed": True, "check": True, "changes": plan}
         _require_writable(wanted.config, paths)
+        # With the settings that will come; what they are does not matter for this.
+        sample = Enrolled("gateway", "", "", ("msp.example:1",), "msp.example")
+        settings.rehearse(wanted.config, _settings(wanted, sample) | lan)
         for file in (*paths.all(), wanted.config):
             remove_leftovers(file)
         if not usable_key(paths.key):
             make_key(paths.key)
         enrolled = _enrol(wanted, config, paths, clock)
-        new = _settings(wanted, config, enrolled) | lan
+        new = _settings(wanted, enrolled) | lan
         _install(enrolled, paths, wanted.gateway)
         settings.write(wanted.config, settings.changes(config, new))
         return _said(describe(paths.certificate), settings.current(wanted.config), changed=plan)
@@ -243,6 +246,7 @@ def _require_same(wanted: Wanted, config: Config, certificate: Certificate, path
 
 def _lan(wanted: Wanted, config: Config) -> dict[tuple[str, str], settings.Value]:
     if wanted.lan:
+        parse({"lan": {"interface": list(wanted.lan)}}, "--lan")
         return {("lan", "interface"): wanted.lan}
     if not config.lan.interface:
         raise ConfigError(
@@ -266,7 +270,7 @@ def _require_writable(path: Path, paths: Paths) -> None:
 # Steps.
 
 
-def _plan(wanted: Wanted, config: Config, paths: Paths) -> list[str]:
+def _plan(wanted: Wanted, paths: Paths) -> list[str]:
     steps = [] if usable_key(paths.key) else [f"make a key: {paths.key}"]
     steps += [
         f"ask {wanted.msp} for a certificate: {paths.certificate}, {paths.cafile}",
@@ -340,9 +344,7 @@ def _require_ours(enrolled: Enrolled, paths: Paths, gateway: str | None, ca: str
             raise ProvisioningError(f"the MSP's certificate is for {describe(new).name!r}")
 
 
-def _settings(
-    wanted: Wanted, config: Config, enrolled: Enrolled
-) -> dict[tuple[str, str], settings.Value]:
+def _settings(wanted: Wanted, enrolled: Enrolled) -> dict[tuple[str, str], settings.Value]:
     result: dict[tuple[str, str], settings.Value] = {
         ("msp", "address"): enrolled.addresses,
         ("msp", "server_name"): enrolled.server_name,

@@ -60,7 +60,24 @@ def _default(table: str, key: str, value: Value) -> Any:
     return getattr(getattr(Config(), table), key) if value is None else value
 
 
+def rehearse(path: Path, wanted: Settings) -> None:
+    """ConfigError if `write` would find a file that it cannot edit; nothing is written."""
+    if not is_uci(path):
+        _rendered(path, wanted)
+
+
 def _write_toml(path: Path, wanted: Settings) -> None:
+    new = _rendered(path, wanted)
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if path.exists():
+        status = path.stat()
+        write_atomically(path, new.encode(), status.st_mode & 0o777, status.st_gid)
+    else:
+        # Nothing in it is secret, and the services' user has to read it.
+        write_atomically(path, new.encode(), 0o644)
+
+
+def _rendered(path: Path, wanted: Settings) -> str:
     old = path.read_text() if path.exists() else _NEW_FILE
     new = edited(old, wanted)
     merged: dict[str, Any] = tomllib.loads(old)
@@ -81,13 +98,7 @@ def _write_toml(path: Path, wanted: Settings) -> None:
             + ", ".join(f"{table}.{key}" for table, key in wanted),
         )
     parse(tomllib.loads(new), str(path))
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if path.exists():
-        status = path.stat()
-        write_atomically(path, new.encode(), status.st_mode & 0o777, status.st_gid)
-    else:
-        # Nothing in it is secret, and the services' user has to read it.
-        write_atomically(path, new.encode(), 0o644)
+    return new
 
 
 def edited(text: str, wanted: Settings) -> str:

@@ -249,6 +249,22 @@ def test_it_checks_configurations(
     assert "msp.address: is empty" in bad.stderr
 
 
+def test_it_provisions_with_nothing_but_what_is_declared(
+    relay_tree: Path, packages: dict[str, Ipk], tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("gwe_x\n")
+    done = run(
+        relay_tree, parts(packages), "provision", "--msp", "127.0.0.1:1", "--lan", "lo",
+        "--token-file", str(token), "--ca-fingerprint", "0" * 64,
+        "--config", str(tmp_path / "gwmodule.toml"),
+    )  # fmt: skip
+    # As far as the network, which has no MSP: key and request are made, HTTPS is loaded.
+    assert (done.returncode, done.stdout) == (75, ""), done.stderr
+    assert "Connection refused" in done.stderr
+    assert (tmp_path / "gateway.key").exists()
+
+
 def test_the_relay_runs_with_nothing_but_what_is_declared(
     relay_tree: Path, packages: dict[str, Ipk], tmp_path: Path
 ) -> None:

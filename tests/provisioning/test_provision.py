@@ -206,6 +206,20 @@ def test_the_lan_is_not_guessed(msp: Msp, gateway: Gateway) -> None:
     assert gateway.state() == {}
 
 
+@pytest.mark.parametrize(
+    ("text", "lan"),
+    [("", ("br 0",)), ("msp = {connect_timeout = 3.0}\n", ("br0",)), ("", ("x" * 16,))],
+)
+def test_what_cannot_be_written_is_found_before_the_token_is_used(
+    msp: Msp, gateway: Gateway, text: str, lan: tuple[str, ...]
+) -> None:
+    if text:
+        gateway.config.write_text(text)
+    with pytest.raises(ConfigError):
+        provision(gateway.wanted(msp, msp.token(), lan=lan))
+    assert msp.audit() == ["gateway.invite"]
+
+
 def test_comments_and_other_settings_stay(msp: Msp, gateway: Gateway) -> None:
     paths = "".join(
         f'{key} = "{path}"\n'

@@ -88,6 +88,34 @@ def router(tmp_path: Path) -> Box:
     return box
 
 
+def wrapper(programs: Path, config: Path) -> None:
+    programs.mkdir()
+    (programs / "gwmodule").write_text(
+        f'#!/bin/sh\nexec {PYTHON} -m gwmodule "$@" --config {config}\n'
+    )
+    (programs / "gwmodule").chmod(0o755)
+
+
+def test_the_line_that_is_shown_can_be_pasted_into_a_shell(
+    service: Service, tmp_path: Path
+) -> None:
+    words = [
+        w for w in service.command("gateway", "add", "home-1", "--lan", "br 0") if w != "--json"
+    ]
+    shown = subprocess.run(words, check=True, capture_output=True, text=True, timeout=30)
+    (line,) = shown.stdout.splitlines()
+    assert "the token is good until" in shown.stderr
+    config = tmp_path / "etc" / "gwmodule.toml"
+    wrapper(tmp_path / "bin", config)
+    environment = {**os.environ, "PATH": f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}"}
+    bad = subprocess.run(["sh", "-c", line], env=environment, capture_output=True, check=False)
+    assert b"is no interface name" in bad.stderr
+    line = line.replace("'br 0'", "br-lan")
+    done = subprocess.run(["sh", "-c", line], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    client_context(load(config).tls, clock_trusted=True)
+
+
 @needs_busybox
 def test_an_image_with_a_token_enrols_itself_once(service: Service, router: Box) -> None:
     invitation = service.ask("gateway", "add", "home-1")
