@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from gwmodule.errors import ChannelReset, Code
+from gwmodule.errors import ChannelReset, Code, ConfigError
 from gwmodule.msp.api import unix_socket
 from gwmodule.msp.client import ApiClient, ApiRefused, ApiUnavailable
 from gwmodule.msp.subprotocol import SUBPROTOCOL
@@ -99,3 +99,50 @@ async def test_a_service_that_stops_is_a_reset_with_the_reason(service: Service)
     with pytest.raises(ChannelReset):
         await stream.write(b"x")
     await stream.close()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://msp.example",
+        "http://192.0.2.1:8080",
+        "https://",
+        "ftp://msp.example",
+        "https://anna:secret@msp.example",
+        "https://msp.example?token=secret",
+        "https://msp.example/path",
+        "https://[",
+    ],
+)
+def test_an_address_over_which_a_token_would_leak_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError):
+        ApiClient(address, token="t")
+
+
+async def test_a_token_goes_in_the_header_and_follows_no_redirect(tmp_path: Path) -> None:
+    seen: list[str | None] = []
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        seen.append(request.headers.get("Authorization"))
+        raise web.HTTPFound("/healthz")
+
+    application = web.Application()
+    application.router.add_get("/healthz", elsewhere)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    (port,) = {address[1] for address in runner.addresses}
+    async with ApiClient(f"http://127.0.0.1:{port}", token="t") as client:
+        with pytest.raises(ApiUnavailable, match="not this program's service"):
+            await client.request("GET", "/healthz")
+    assert seen == ["Bearer t"]
+    await runner.cleanup()
+
+
+async def test_over_the_socket_a_tenant_can_be_chosen(service: Service) -> None:
+    async with ApiClient(str(service.path), tenant="other") as client:
+        assert await client.request("GET", "/api/v1/devices") == []
+    async with ApiClient(str(service.path), tenant="none") as client:
+        with pytest.raises(ApiRefused, match="no tenant"):
+            await client.request("GET", "/api/v1/devices")

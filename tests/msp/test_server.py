@@ -199,3 +199,42 @@ async def test_a_damaged_registry_or_state_is_a_clear_error(
     async with ApiClient(str(tmp_path / "s")) as client:
         with pytest.raises(ApiUnavailable):
             await client.request("GET", "/healthz")
+
+
+async def test_it_serves_people_over_tcp_with_their_own_login(
+    processes: list[asyncio.subprocess.Process], command: ServeCommand, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    process, _ = await serve(processes, command("--http", address))
+    url = f"http://{address}"
+    user = {"name": "anna", "role": "viewer", "password": "correct horse"}
+    async with ApiClient(str(tmp_path / "s")) as client:
+        await client.request("POST", "/api/v1/users", user)
+    async with ApiClient(url) as client:
+        with pytest.raises(ApiRefused) as caught:
+            await client.request("GET", "/api/v1/devices")
+        assert caught.value.status == 401
+        login = {"username": "anna", "password": "correct horse"}
+        token = (await client.request("POST", "/api/v1/authorize", login))["token"]
+    async with ApiClient(url, token=token) as client:
+        assert await client.request("GET", "/api/v1/devices") == []
+        # The key that signs is in the database: a restart ends nobody's session.
+        process.kill()
+        await process.wait()
+        process, _ = await serve(processes, command("--http", address))
+        assert await client.request("GET", "/api/v1/devices") == []
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"])
+async def test_it_shows_no_password_to_the_network(command: ServeCommand, address: str) -> None:
+    done = await asyncio.to_thread(
+        subprocess.run,
+        command("--http", address),
+        capture_output=True,
+        text=True,
+        timeout=15,
+        check=False,
+    )
+    assert done.returncode == 78
+    assert "no loopback address" in done.stderr

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from gwmodule.msp.accounts import Accounts as Directory
-from gwmodule.msp.accounts import Role, User
+from gwmodule.msp.accounts import Principal, Role, User
 from gwmodule.msp.api import payloads as p
 from gwmodule.msp.api.answers import ApiError, not_found, said_by_records, time_text
 from gwmodule.msp.api.asking import Asked, device_of
 from gwmodule.msp.api.auth import Authenticator
 from gwmodule.msp.api.limits import LoginLimits
 from gwmodule.msp.api.tokens import Tokens
+from gwmodule.msp.database import RegistryError
 from gwmodule.msp.registry import Registry
 from gwmodule.telemetry import EventLog
 
@@ -66,8 +67,18 @@ class Accounts:
         self._limits.succeeded(address, body.username)
         self._count_login("ok")
         principal, epoch = known
+        await self._record_login(principal, address)
         self._log.info("login", user=principal.name, tenant=principal.tenant, address=address)
         return p.TokenAnswer(self._tokens.for_api(principal, epoch))
+
+    async def _record_login(self, who: Principal, address: str) -> None:
+        try:
+            await self._registry.audit(
+                who.name, "login", self._clock(), detail={"from": address}, tenant=who.tenant
+            )
+        except RegistryError as exc:
+            # A full disk must not keep a technician from a dead PC: the log has the entry then.
+            self._log.error("audit_failed", action="login", actor=who.name, reason=exc)
 
     @contextmanager
     def _check_slot(self) -> Iterator[None]:

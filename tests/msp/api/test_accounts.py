@@ -21,6 +21,10 @@ async def test_a_password_is_exchanged_for_a_token(site: Site) -> None:
         "name": "technician@default", "tenantId": "default", "role": "technician",
         "via": "password",
     }  # fmt: skip
+    entry = (await site.service.registry.audit_entries())[0]
+    assert (entry.actor, entry.action, entry.detail) == (
+        "technician@default", "login", {"from": "127.0.0.1"},
+    )  # fmt: skip
 
 
 async def test_a_wrong_password_and_an_unknown_user_look_the_same(site: Site) -> None:
