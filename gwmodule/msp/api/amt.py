@@ -248,8 +248,13 @@ class Amt:
         )
 
     async def set_features(self, asked: Asked) -> web.Response:
+        body: p.FeaturesRequest = asked.body
+        if isinstance(body.userConsent, str):
+            # Before anything is switched: half of a request is worse than none.
+            self._calls.check_role(asked, "wsman.put")
+
         async def act() -> web.Response:
-            await self._set_features(asked, asked.body)
+            await self._set_features(asked, body)
             return json_response(p.StatusAnswer("Updated AMT Features"))
 
         return await self._calls.once(asked, act)

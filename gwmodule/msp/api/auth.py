@@ -39,8 +39,8 @@ class AccountsSeam(Protocol):
 
 
 class Authenticator:
-    """`proxies` are the addresses whose X-Forwarded-For is believed; `origins` other sites that
-    may use the API from a browser.
+    """`proxies` are the addresses whose X-Forwarded-For is believed; `origins` what browsers call
+    the service where a proxy changes the Host header.
     """
 
     def __init__(

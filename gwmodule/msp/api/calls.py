@@ -129,7 +129,7 @@ class Calls:
 
     async def run(self, asked: Asked, place: Place, body: CallRequest) -> Result:
         """One call through the gateway's session; ApiError for everything but success."""
-        self._check_role(asked, body.function)
+        self.check_role(asked, body.function)
         known = place.known
         session = session_of(self._sessions, place.gateway)
         if place.mac is None:
@@ -196,7 +196,7 @@ class Calls:
             )
         return result
 
-    def _check_role(self, asked: Asked, function: str) -> None:
+    def check_role(self, asked: Asked, function: str) -> None:
         if function in _RAW_WRITES and not asked.principal.role.covers(Role.ADMIN):
             raise ApiError(403, "FORBIDDEN", f"{function} needs role {Role.ADMIN}")
 

@@ -43,6 +43,9 @@ class Watcher:
         self._queue.append(event)
         self._ready.set()
 
+    def wake(self) -> None:
+        self._ready.set()
+
     async def next(self, patience: float) -> bytes:
         """What there is, as it is written to the stream; a comment after `patience` seconds."""
         try:
@@ -65,6 +68,11 @@ class Events:
 
     def __len__(self) -> int:
         return len(self._watchers)
+
+    def wake(self) -> None:
+        """Let every watcher look whether the service stops."""
+        for watcher in self._watchers:
+            watcher.wake()
 
     def publish(self, tenant: str, kind: str, data: object) -> None:
         """Never waits; without watchers it costs nothing."""

@@ -43,6 +43,7 @@ class Service:
 
     def stop(self) -> None:
         self._stopping.set()
+        self._events.wake()
 
     async def healthz(self, asked: Asked) -> p.Health:
         return p.Health("ok")
@@ -71,6 +72,8 @@ class Service:
                 await response.write(b": gwmodule\n\n")
                 while not self._stopping.is_set():
                     text = await watcher.next(HEARTBEAT)
+                    if not text:
+                        continue
                     # Whoever was locked out meanwhile, or whose token has expired, hears no more.
                     await self._authenticator.admit(asked.http, asked.route)
                     async with asyncio.timeout(WRITE_TIMEOUT):

@@ -89,11 +89,11 @@ def _add_http(serve: argparse.ArgumentParser) -> None:
         help="believe its X-Forwarded-For; may be repeated",
     )
     serve.add_argument(
-        "--allow-origin",
+        "--origin",
         action="append",
         default=[],
         metavar="URL",
-        help="another site whose pages may use the API; may be repeated",
+        help="how browsers reach the API where a proxy changes Host; may be repeated",
     )
 
 
@@ -109,7 +109,7 @@ def _http(options: argparse.Namespace) -> HttpOptions | None:
         certificate=options.http_certificate,
         key=options.http_key,
         proxies=tuple(options.trusted_proxy),
-        origins=tuple(options.allow_origin),
+        origins=tuple(options.origin),
     )
 
 

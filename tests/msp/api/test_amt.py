@@ -5,6 +5,7 @@ import pytest
 
 from gwmodule.amt.functions import CATALOGUE, validate
 from gwmodule.errors import Code
+from gwmodule.msp.accounts import Role
 from gwmodule.wire.messages import Result
 from tests.msp.api.conftest import Site
 from tests.msp.conftest import PC, result
@@ -108,6 +109,14 @@ async def test_features_are_read_and_switched(amt: Site) -> None:
         ("kvm.set", {"enabled": False}),
     ]
     assert called(amt)[-1][1]["properties"]["OptInRequired"] == 0
+
+
+async def test_consent_is_for_admins_and_half_of_a_request_is_not_done(amt: Site) -> None:
+    body = {"enableSOL": True, "userConsent": "none"}
+    token = amt.token(Role.TECHNICIAN)
+    status, _ = await amt.request("POST", f"/api/v1/amt/features/{PC}", body, token=token)
+    assert status == 403
+    assert called(amt) == []
 
 
 async def test_logs_have_open_amts_members(amt: Site) -> None:

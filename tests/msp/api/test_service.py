@@ -55,6 +55,15 @@ async def test_events_are_streamed_as_they_come(site: Site) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_a_service_that_stops_ends_its_event_streams(site: Site) -> None:
+    headers = {"Authorization": f"Bearer {site.token()}"}
+    async with site.http.get(site.url + EVENTS, headers=headers) as response:
+        await response.content.readuntil(b"\n\n")
+        async with asyncio.timeout(1.5), asyncio.TaskGroup() as group:
+            group.create_task(site.service.runner.shutdown())
+            assert await response.content.read() == b""
+
+
 async def test_who_is_locked_out_hears_no_more(site: Site) -> None:
     headers = {"Authorization": f"Bearer {site.token(Role.VIEWER)}"}
     async with site.http.get(site.url + EVENTS, headers=headers) as response:
