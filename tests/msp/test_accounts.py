@@ -45,13 +45,14 @@ async def test_an_unknown_name_takes_as_long_as_a_wrong_password(database: Datab
     accounts = Accounts(database, Vault(database, bytes(32)), cost=Cost(13, 8, 1))
     await accounts.add_user("anna", "default", Role.ADMIN, PASSWORD, 2.0, actor="root")
 
-    async def duration(name: str) -> float:
-        began = time.perf_counter()
+    async def work(name: str) -> float:
+        # Of all threads of this process: what else the machine does is not in it.
+        before = time.process_time()
         await accounts.verify(name, "wrong horse")
-        return time.perf_counter() - began
+        return time.process_time() - before
 
-    known = sorted([await duration("anna") for _ in range(9)])[4]
-    unknown = sorted([await duration("nobody") for _ in range(9)])[4]
+    known = sorted([await work("anna") for _ in range(9)])[4]
+    unknown = sorted([await work("nobody") for _ in range(9)])[4]
     assert 0.5 < unknown / known < 2
 
 
