@@ -127,7 +127,10 @@ class EnrolmentSite:
         authority: Authority,
         clock: Callable[[], float],
         link_port: Callable[[], int],
+        on_leave: Callable[[str], None] = lambda gateway: None,
     ) -> None:
+        """`on_leave` ends the session of a gateway that has given its certificate back."""
+        self._on_leave = on_leave
         self._options = options
         self._enrolments = enrolments
         self._authority = authority
@@ -327,6 +330,7 @@ class EnrolmentSite:
         await self._enrolments.give_back(
             name, fingerprint(certificate), at, peer=request.remote or ""
         )
+        self._on_leave(name)
         self._log.info("gateway_deprovisioned", gateway=name, address=request.remote)
 
     # ---- parts --------------------------------------------------------------------------------

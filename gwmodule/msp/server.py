@@ -16,7 +16,7 @@ from pathlib import Path
 from aiohttp import web
 
 from gwmodule import __version__
-from gwmodule.errors import ConfigError
+from gwmodule.errors import Code, ConfigError
 from gwmodule.msp.accounts import Accounts
 from gwmodule.msp.api import MAX_BODY, SHUTDOWN_TIMEOUT, Api, ApiOptions, Parts
 from gwmodule.msp.api.listening import start_tcp, tcp_socket, tls_context, unix_socket
@@ -37,7 +37,7 @@ from gwmodule.telemetry import EventLog
 @dataclass(frozen=True, slots=True)
 class HttpOptions:
     """The API over TCP. Without a certificate only for loopback; `proxies` are addresses whose
-    X-Forwarded-For is believed, `origins` other sites whose pages may use the API.
+    X-Forwarded-For is believed, `origins` what browsers call it where a proxy changes Host.
     """
 
     host: str
@@ -112,7 +112,12 @@ async def serve(options: ServerOptions) -> None:
             if options.enrolment is not None:
                 enrolments = Enrolments(database)
                 site = EnrolmentSite(
-                    options.enrolment, enrolments, authority, wall_clock, lambda: listener.port
+                    options.enrolment,
+                    enrolments,
+                    authority,
+                    wall_clock,
+                    lambda: listener.port,
+                    lambda gateway: _end_session(sessions, gateway),
                 )
             accounts = Accounts(database, vault)
             http = options.http or HttpOptions("", 0)
@@ -136,6 +141,12 @@ async def serve(options: ServerOptions) -> None:
             except BaseExceptionGroup as group:
                 raise _startup_error(first_leaf(group), options) from group
     log.info("stopped")
+
+
+def _end_session(sessions: Sessions, gateway: str) -> None:
+    session = sessions.locate(gateway)
+    if session is not None:
+        session.end(Code.IDENTITY, "the gateway was deprovisioned")
 
 
 async def _run_until_signal(
@@ -206,9 +217,7 @@ async def _run_until_signal(
                 options.api.unlink()
 
 
-async def _listen_http(
-    options: HttpOptions, runner: web.AppRunner, api: Api
-) -> asyncio.Server:
+async def _listen_http(options: HttpOptions, runner: web.AppRunner, api: Api) -> asyncio.Server:
     tls = None
     if options.certificate is not None:
         tls = tls_context(options.certificate, options.key or options.certificate)

@@ -188,5 +188,12 @@ def test_a_revoked_gateway_gets_nothing_and_one_that_leaves_is_gone(place: Place
     done = place.gateway("deprovision", "--json")
     assert json.loads(done.stdout)["msp_told"] is True
     assert not KEY.exists()
-    (gateway,) = place.system.ask_msp("gateways")
-    assert gateway["fingerprint"] is None
+
+    def gone() -> bool:
+        (gateway,) = place.system.ask_msp("gateways")
+        assert not gateway["fingerprint"]
+        return not gateway["connectionStatus"]
+
+    wait_until("the end of the session", gone, 10)
+    time.sleep(2)
+    assert gone()
