@@ -23,8 +23,6 @@ ELSEWHERE = {
     "msp/observations.py": "msp/test_registry.py",
     "msp/records.py": "msp/test_registry.py",
     "msp/tables.py": "msp/test_registry.py",
-    # Tokens are judged by what a gateway gets for them.
-    "msp/enrolment_tokens.py": "provisioning/test_provision.py",
     # Parts of one request: each is judged by what a client gets.
     "msp/api": "msp/test_api.py",
     "msp/seam.py": "msp/test_server.py",

@@ -1,0 +1,95 @@
+"""The rules of tokens and renewals, over both engines."""
+
+from __future__ import annotations
+
+import pytest
+
+from gwmodule.msp.database import Database
+from gwmodule.msp.enrolment_tokens import EnrolmentRefused, Enrolments
+from gwmodule.msp.pki import Issued
+from gwmodule.msp.registry import LinkUp, Registry, RegistryConflict
+
+NOW = 1_800_000_000.0
+
+
+async def redeem(
+    enrolments: Enrolments, token: str, key: str, fingerprint: str, at: float = NOW
+) -> tuple[str, str]:
+    return await enrolments.redeem(
+        token,
+        key,
+        at,
+        lambda name: Issued(f"{name} {fingerprint}", fingerprint, at + 1),
+        gateway=None,
+        peer="192.0.2.1",
+    )
+
+
+async def test_a_token_is_for_one_key_and_for_it_as_often_as_it_asks(database: Database) -> None:
+    enrolments = Enrolments(database)
+    token = (await enrolments.invite("home-1", NOW, actor="test")).token
+    assert await redeem(enrolments, token, "key", "f1") == ("home-1", "home-1 f1")
+    assert await redeem(enrolments, token, "key", "f2") == ("home-1", "home-1 f1")
+    with pytest.raises(EnrolmentRefused) as refused:
+        await redeem(enrolments, token, "other", "f3")
+    assert refused.value.error == "TOKEN_USED"
+    for wrong in ("", "x" * 1000, "gwe_\x00"):
+        with pytest.raises(EnrolmentRefused, match="no such token"):
+            await redeem(enrolments, wrong, "key", "f4")
+    (row,) = await database.fetch("SELECT * FROM enrolment_tokens")
+    assert token not in row["hash"] + row["certificate"] + row["key"]
+
+
+async def test_two_certificates_are_good_between_renewal_and_first_use(database: Database) -> None:
+    enrolments, registry = Enrolments(database), Registry(database)
+    token = (await enrolments.invite("home-1", NOW, actor="test")).token
+    await redeem(enrolments, token, "key", "f1")
+
+    async def allowed() -> list[str]:
+        return [f for f in ("f1", "f2", "f3") if await registry.is_gateway_allowed("home-1", f)]
+
+    async def renew(shown: str, new: str) -> None:
+        await enrolments.renew(
+            "home-1", shown, NOW, lambda name: Issued(name, new, NOW), peer="192.0.2.1"
+        )
+
+    await renew("f1", "f2")
+    assert await allowed() == ["f1", "f2"]
+    # Its answer was lost, and it asks again with what it has.
+    await renew("f1", "f3")
+    assert await allowed() == ["f1", "f3"]
+    with pytest.raises(EnrolmentRefused, match="another certificate"):
+        await renew("f2", "f4")
+    await registry.record([LinkUp("home-1", "f3", "192.0.2.1", 1, "test", NOW)])
+    assert await allowed() == ["f3"]
+    await enrolments.give_back("home-1", "f3", NOW, peer="192.0.2.1")
+    assert await allowed() == []
+    # Enrolled no longer, it may be invited as a new one.
+    await enrolments.invite("home-1", NOW, actor="test")
+
+
+async def test_tenants_do_not_invite_each_others_gateways(database: Database) -> None:
+    enrolments = Enrolments(database)
+    await enrolments.invite("home-1", NOW, actor="test", tenant="default")
+    with pytest.raises(RegistryConflict, match="another tenant"):
+        await enrolments.invite("home-1", NOW, actor="test", tenant="other", replace=True)
+
+
+async def test_what_was_invited_before_a_revocation_is_void(database: Database) -> None:
+    enrolments, registry = Enrolments(database), Registry(database)
+    first = (await enrolments.invite("home-1", NOW, actor="test")).token
+    await redeem(enrolments, first, "key", "f1")
+    second = (await enrolments.invite("home-1", NOW + 1, actor="test", replace=True)).token
+    await registry.revoke_gateway("home-1", NOW + 2, actor="test")
+    for token in (first, second):
+        with pytest.raises(EnrolmentRefused) as refused:
+            await redeem(enrolments, token, "key", "f2", NOW + 3)
+        assert refused.value.error == "REVOKED"
+    third = (await enrolments.invite("home-1", NOW + 4, actor="test", replace=True)).token
+    assert await redeem(enrolments, third, "key", "f3", NOW + 5) == ("home-1", "home-1 f3")
+
+
+@pytest.mark.parametrize("expiry", [0.0, -1.0, float("nan"), float("inf"), 1e9])
+async def test_a_token_does_not_last_for_ever(database: Database, expiry: float) -> None:
+    with pytest.raises(ValueError, match="at most"):
+        await Enrolments(database).invite("home-1", NOW, actor="test", expiry=expiry)
