@@ -257,6 +257,7 @@ class Console:
         self._gateway = ""
         self._was_open = False
         self._pinged_at = 0.0
+        self._away_at = float("-inf")
         self._room = asyncio.Event()
         self._stop = asyncio.Event()
         self._stop_reason = ""
@@ -458,14 +459,16 @@ class Console:
 
     def latency(self) -> tuple[float | None, float | None]:
         gateway = self._sessions.locate(self._gateway)
-        if gateway is None or not gateway.connected or self._session is None:
-            return None, None
         now = self._loop.time()
+        if gateway is None or not gateway.connected or self._session is None:
+            self._away_at = now
+            return None, None
         if now - self._pinged_at >= PING_INTERVAL:
             self._pinged_at = now
             self._session.ping()
         whole = self._session.round_trip
-        if whole is None or gateway.rtt is None:
+        # A ping that waited for the link says nothing about the device.
+        if whole is None or gateway.rtt is None or whole > now - self._away_at:
             return gateway.rtt, None
         return gateway.rtt, max(whole - gateway.rtt, 0.0)
 

@@ -26,6 +26,7 @@ from gwmodule.msp.api.answers import (
 from gwmodule.msp.api.asking import MAX_BODY, Asked, body_of, query_of
 from gwmodule.msp.api.auth import Authenticator
 from gwmodule.msp.api.calls import Calls, is_connected
+from gwmodule.msp.api.consoles import ConsoleRoutes
 from gwmodule.msp.api.devices import Devices
 from gwmodule.msp.api.events import Events
 from gwmodule.msp.api.gateways import Gateways
@@ -35,6 +36,8 @@ from gwmodule.msp.api.routes import ROUTES, Route
 from gwmodule.msp.api.service import Service
 from gwmodule.msp.api.streams import OpenStreams, Streams
 from gwmodule.msp.api.tokens import DEFAULT_LIFETIME, SpentTokens, Tokens
+from gwmodule.msp.console import add_console
+from gwmodule.msp.consoles import Consoles
 from gwmodule.msp.database import Database, RegistryError, StatementError
 from gwmodule.msp.enrolment_site import EnrolmentSite
 from gwmodule.msp.labels import Labels
@@ -104,6 +107,7 @@ class Api:
         self.calls = Calls(
             parts.registry, parts.sessions, parts.vault, self.events, clock, self.metrics.called
         )
+        self.consoles = Consoles(parts.sessions, clock)
         labels = Labels(parts.database)
         self._service = Service(
             parts.registry, self.events, self.metrics, self.authenticator, document
@@ -138,6 +142,15 @@ class Api:
                 parts.enrolment,
             ),
             "amt": Amt(parts.registry, self.calls),
+            "consoles": ConsoleRoutes(
+                parts.registry,
+                parts.vault,
+                self.calls,
+                self.consoles,
+                self.streams,
+                self.spent,
+                clock,
+            ),
             "streams": Streams(
                 parts.registry, parts.sessions, self.calls, self.streams, self.spent, clock
             ),
@@ -183,11 +196,14 @@ class Api:
         application = web.Application(client_max_size=MAX_BODY, middlewares=[self._answer])
         for route in ROUTES:
             application.router.add_route(route.method, _pattern(route.path), self._handle(route))
+        add_console(application)
+        application.cleanup_ctx.append(self.consoles.lifetime)
         application.on_shutdown.append(self._shutdown)
         return application
 
     async def _shutdown(self, _: web.Application) -> None:
         self._service.stop()
+        self.consoles.stop()
         await self.streams.close_all(Code.SHUTDOWN, "the service stops")
 
     def _handle(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

@@ -89,7 +89,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/api/v1/authorize", "accounts.authorize", "Exchange a password for a token",
           None, Scope.PUBLIC, body=p.LoginRequest, answer=p.TokenAnswer),
     Route("GET", "/api/v1/authorize/redirection/{guid}", "accounts.redirection",
-          "A token for one WebSocket to this device: five minutes, one use", _T, Scope.DEVICE,
+          "A token for one WebSocket to this device: five minutes, one use", _V, Scope.DEVICE,
           answer=p.TokenAnswer),
     Route("GET", "/api/v1/whoami", "accounts.whoami", "Who the service takes the caller for", _V,
           answer=p.WhoAmI),
@@ -203,6 +203,9 @@ ROUTES: tuple[Route, ...] = (
          answer=p.ReturnAnswer),
     _amt("nvm", "nvm", "AMT's data storage: blocks, or what is in one", query=p.NvmQuery),
     # Streams.
+    _device("GET", f"{_AMT}/sol/{{guid}}", "consoles.sol",
+            "The serial line, held by the service (WebSocket gwmodule.console.1)", _V, status=101,
+            websocket=True),
     Route("GET", "/relay/webrelay.ashx", "streams.webrelay",
           "A stream to a port of a device (WebSocket, binary)", _T, Scope.DEVICE,
           query=p.RelayQuery, status=101, websocket=True),

@@ -21,7 +21,7 @@ function start() {
   const bar = document.getElementById("bar");
   bar.hidden = !signedIn();
   if (!signedIn()) {
-    document.title = "Sign in – gwmodule";
+    document.title = "Sign in · gwmodule";
     signInView(document.getElementById("main"), start);
     return;
   }

@@ -17,7 +17,7 @@ export async function show() {
   for (const [pattern, view, title] of routes) {
     const match = pattern.exec(path);
     if (!match) continue;
-    document.title = `${title} – gwmodule`;
+    document.title = `${title} · gwmodule`;
     for (const link of document.querySelectorAll("#bar nav a")) {
       const current = path.startsWith(link.getAttribute("href").slice(1));
       link.toggleAttribute("aria-current", current);

@@ -83,9 +83,11 @@ async def test_a_token_in_the_url_is_refused(site: Site, ask: Ask) -> None:
     assert status == 400
 
 
-async def test_a_viewer_gets_no_token_and_a_locked_out_user_no_stream(site: Site, ask: Ask) -> None:
+async def test_neither_a_viewer_nor_a_locked_out_user_gets_a_stream(site: Site, ask: Ask) -> None:
     path = f"/api/v1/authorize/redirection/{PC}"
-    assert (await site.request("GET", path, token=site.token(Role.VIEWER)))[0] == 403
+    # It is good for looking at a console that somebody else has open.
+    _, body = await site.request("GET", path, token=site.token(Role.VIEWER))
+    assert await refused(site, body["token"]) == 403
     token = await ask()
     await site.service.accounts.set_user(
         "technician@default", "default", disabled=True, at=NOW, actor="test"

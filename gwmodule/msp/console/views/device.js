@@ -21,7 +21,7 @@ export const BOOTS = [
 export async function deviceView(main, guid, tab = "overview") {
   const device = await get(`/api/v1/devices/${guid}`);
   const name = nameOf(device);
-  document.title = `${name} – gwmodule`;
+  document.title = `${name} · gwmodule`;
   const mark = h("span", {}, presenceMark(device), contested(device));
   const pane = h("section", { role: "tabpanel", "aria-label": TABS[tab] ?? TABS.overview });
   replace(main,

@@ -14,7 +14,7 @@ const STATES = { opening: "opening", open: "connected", lost: "reconnecting to t
 export async function terminalView(main, guid) {
   const device = await get(`/api/v1/devices/${guid}`);
   const name = nameOf(device);
-  document.title = `${name} terminal – gwmodule`;
+  document.title = `${name} terminal · gwmodule`;
   const connection = new SolConnection(guid);
 
   const state = h("span", { class: "pill", "data-state": "closed" }, STATES.closed);

@@ -1,0 +1,94 @@
+"""The console's WebSocket: one browser that looks at a device's serial line, or types on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+from aiohttp import web
+
+from gwmodule.errors import Code, NotProvisioned
+from gwmodule.msp.accounts import Role
+from gwmodule.msp.api.asking import Asked, device_of
+from gwmodule.msp.api.calls import Calls
+from gwmodule.msp.api.streams import OpenStream, OpenStreams, open_websocket
+from gwmodule.msp.api.tokens import SpentTokens
+from gwmodule.msp.consoles import ConsoleRefused, Consoles, Line, Place, Viewer
+from gwmodule.msp.records import NO_PIN
+from gwmodule.msp.registry import Registry
+from gwmodule.msp.sol import SolLogin
+from gwmodule.msp.subprotocol import CLOSE_BASE, close_reason
+from gwmodule.msp.vault import Vault
+from gwmodule.msp.viewers import CONSOLE_SUBPROTOCOL, ViewerSocket
+
+
+class ConsoleRoutes:
+    """Handlers of group `consoles`."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        vault: Vault,
+        calls: Calls,
+        consoles: Consoles,
+        streams: OpenStreams,
+        spent: SpentTokens,
+        clock: Callable[[], float],
+    ) -> None:
+        self._registry = registry
+        self._vault = vault
+        self._calls = calls
+        self._consoles = consoles
+        self._streams = streams
+        self._spent = spent
+        self._clock = clock
+
+    async def sol(self, asked: Asked) -> web.StreamResponse:
+        device = await device_of(self._registry, asked.tenant, asked.path("guid"))
+        tenant, uuid = asked.tenant, device.uuid
+        may_type = asked.principal.role.covers(Role.TECHNICIAN)
+        websocket = await open_websocket(asked, self._spent, self._clock(), (CONSOLE_SUBPROTOCOL,))
+
+        async def find_line() -> Line:
+            return await self._line(tenant, uuid)
+
+        async def audit(actor: str, action: str, detail: dict[str, Any]) -> None:
+            await self._calls.record(
+                replace(asked.principal, name=actor), action, device.gateway, device, detail
+            )
+
+        async def attach(place: Place) -> Viewer:
+            return await self._consoles.attach(
+                tenant, uuid, asked.actor, place, find_line, audit, may_type=may_type
+            )
+
+        async def close(code: Code, reason: str) -> None:
+            await websocket.close(code=CLOSE_BASE + code, message=close_reason(reason))
+
+        def detach(viewer: Viewer) -> None:
+            self._consoles.detach(tenant, uuid, viewer)
+
+        with self._streams.held(OpenStream(tenant, uuid, "sol", asked.actor, close)):
+            await ViewerSocket(websocket).run(attach, detach)
+        return websocket
+
+    async def _line(self, tenant: str, uuid: UUID) -> Line:
+        """As things are now: a device may have moved since its console was opened."""
+        device = await self._registry.device(uuid, tenant=tenant)
+        if device is None:
+            raise ConsoleRefused(Code.UNREACHABLE, "the device is not in the registry any more")
+        if device.mac is None:
+            raise ConsoleRefused(Code.UNREACHABLE, "the gateway has not told the device's MAC yet")
+        login = await self._vault.load(tenant, uuid)
+        if login is None:
+            raise NotProvisioned("no AMT login is stored for this device")
+        pin = device.pin if device.pin != NO_PIN else None
+        return Line(
+            device.gateway,
+            device.address,
+            device.mac,
+            device.uuid,
+            SolLogin(login.username, login.password, device.realm, pin),
+        )

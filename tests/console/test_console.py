@@ -1,0 +1,284 @@
+"""A technician at the console, from signing in to a repaired PC."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from uuid import UUID
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from gwmodule.sim.services import MSP_STATE, UUIDS
+from tests.console.site import (
+    URL,
+    USER_PASSWORD,
+    Site,
+    connect,
+    hang_up,
+    log_of,
+    open_terminal,
+    pill,
+    sees,
+    shot,
+    sign_in,
+    type_on,
+)
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
+
+HOSTILE = "<img src=x onerror=\"document.title='owned'\">'; DROP TABLE devices;--"
+
+
+def reset_and_watch(page: Page, boot: str = "as always") -> None:
+    page.get_by_role("button", name="Reset and watch…").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Then boot").select_option(label=boot)
+    dialog.get_by_role("button", name="Reset", exact=True).click()
+
+
+def test_a_pc_is_reset_watched_and_typed_on_over_a_cut_of_the_wan(site: Site, page: Page) -> None:
+    sign_in(page)
+    page.get_by_label("Search devices").fill("pc1")
+    page.get_by_role("link", name="pc1", exact=True).click()
+    page.get_by_role("link", name="Terminal", exact=True).click()
+    before = len(site.spoken("pc1"))
+    reset_and_watch(page)
+    sees(page, "Management Engine", 40)
+    # The rest of the boot is said while nothing gets through.
+    with site.system.lab.wan_cut():
+        time.sleep(5)
+    sees(page, "recovery>", 40)
+    type_on(page, "uuid\r")
+    sees(page, UUIDS["pc1"])
+    page.wait_for_timeout(500)
+    shot(page, "terminal")
+    said = site.spoken("pc1")[before:]
+    assert b"Memory test: 8192 MB OK" in said
+    assert log_of(page) == said
+    assert "missing" not in page.locator(".notes").inner_text()
+    hang_up(page)
+
+
+def test_a_browser_that_loses_the_service_goes_on_where_it_was(site: Site, page: Page) -> None:
+    sign_in(page)
+    before = len(site.spoken("pc1"))
+    connect(page, "pc1")
+    sees(page, "recovery>")
+    reset_and_watch(page)
+    sees(page, "Management Engine", 30)
+    with site.browser_cut():
+        expect(pill(page)).to_have_text("reconnecting to the MSP", timeout=20_000)
+    expect(pill(page)).to_have_text("connected", timeout=20_000)
+    sees(page, "Starting the recovery console.", 30)
+    sees(page, "recovery>", 30)
+    page.wait_for_timeout(500)
+    assert log_of(page) == site.spoken("pc1")[before:]
+    hang_up(page)
+
+
+def test_a_page_that_is_loaded_again_keeps_its_seat_and_its_scrollback(
+    site: Site, page: Page
+) -> None:
+    sign_in(page)
+    connect(page, "pc1")
+    sees(page, "recovery>")
+    type_on(page, "uuid\r")
+    sees(page, UUIDS["pc1"])
+    page.reload()
+    expect(pill(page)).to_have_text("connected", timeout=15_000)
+    sees(page, UUIDS["pc1"])
+    type_on(page, "help\r")
+    sees(page, "help uuid reset exit")
+    hang_up(page)
+
+
+def test_a_page_that_stops_reading_holds_up_only_itself(
+    site: Site, page: Page, browser: Browser
+) -> None:
+    sign_in(page)
+    before = len(site.spoken("pc1"))
+    connect(page, "pc1")
+    sees(page, "recovery>")
+    debugger = page.context.new_cdp_session(page)
+    debugger.send("Debugger.enable")
+    debugger.send("Debugger.pause")
+    with browser.new_context() as context:
+        other = context.new_page()
+        sign_in(other, "alice")
+        open_terminal(other, "pc1")
+        other.get_by_role("button", name="Connect", exact=True).click()
+        sees(other, "recovery>")
+        expect(other.locator(".holder")).to_contain_text("busy: held by bob since")
+        shot(other, "busy")
+        other.get_by_role("button", name="Take over").click()
+        other.get_by_role("dialog").get_by_role("button", name="Take over").click()
+        expect(other.get_by_role("button", name="Disconnect")).to_be_visible()
+        type_on(other, "uuid\r")
+        sees(other, UUIDS["pc1"])
+        debugger.send("Debugger.resume")
+        sees(page, UUIDS["pc1"])
+        expect(page.locator(".holder")).to_contain_text("busy: held by alice since")
+        assert log_of(page) == log_of(other) == site.spoken("pc1")[before:]
+        hang_up(other)
+
+
+def test_a_viewer_looks_and_touches_nothing(site: Site, page: Page, browser: Browser) -> None:
+    sign_in(page)
+    connect(page, "pc1")
+    with browser.new_context() as context:
+        watcher = context.new_page()
+        sign_in(watcher, "carol")
+        open_terminal(watcher, "pc1")
+        expect(watcher.get_by_role("button", name="Reset and watch…")).to_have_count(0)
+        watcher.get_by_role("button", name="Watch").click()
+        sees(watcher, "recovery>")
+        type_on(watcher, "x")
+        expect(watcher.get_by_text("Read-only: held by bob")).to_be_visible()
+        expect(watcher.get_by_role("button", name="Take over")).to_be_hidden()
+    hang_up(page)
+
+
+def test_the_keyboard_is_enough(site: Site, page: Page) -> None:
+    page.goto(URL)
+    keys = page.keyboard
+    keys.type("bob")
+    keys.press("Tab")
+    keys.type(USER_PASSWORD)
+    keys.press("Enter")
+    expect(page.get_by_label("Search devices")).to_be_focused()
+    keys.type("pc3")
+    keys.press("Tab")
+    expect(page.get_by_role("link", name="pc3", exact=True)).to_be_focused()
+    keys.press("Enter")
+    tab = page.get_by_role("tab", name="Overview")
+    expect(tab).to_be_visible()
+    while not tab.evaluate("element => element === document.activeElement"):
+        keys.press("Tab")
+    keys.press("ArrowRight")
+    expect(page.get_by_role("tab", name="Inventory")).to_be_focused()
+    keys.press("Enter")
+    expect(page.get_by_text("Chassis")).to_be_visible(timeout=20_000)
+    page.goto(f"{URL}/#/devices/{UUIDS['pc3']}/terminal")
+    expect(page.get_by_role("toolbar")).not_to_have_attribute("inert", "")
+    keys.press("Control+Alt+Home")
+    expect(page.get_by_role("button", name="Connect", exact=True)).to_be_focused()
+    keys.press("Enter")
+    expect(pill(page)).to_have_text("connected", timeout=15_000)
+    keys.type("root\r")
+    sees(page, "Hello, root.")
+    keys.press("Control+Alt+Home")
+    expect(page.get_by_role("button", name="Reset and watch…")).to_be_focused()
+    keys.press("Tab")
+    keys.press("Enter")
+    expect(pill(page)).to_have_text("not connected", timeout=10_000)
+
+
+def test_a_host_name_is_text_whatever_it_says(site: Site, page: Page) -> None:
+    key = UUID(UUIDS["pc3"]).bytes
+    with contextlib.closing(sqlite3.connect(MSP_STATE / "registry.db", timeout=5)) as database:
+        database.execute("UPDATE devices SET hostname = ? WHERE uuid = ?", (HOSTILE, key))
+        database.commit()
+    sign_in(page)
+    page.get_by_label("Search devices").fill("onerror")
+    link = page.get_by_role("link", name=HOSTILE, exact=True)
+    expect(link).to_be_visible()
+    shot(page, "hostile-name")
+    link.click()
+    expect(page.get_by_role("heading", name=HOSTILE)).to_be_visible()
+    page.get_by_role("tab", name="Audit").click()
+    expect(page.get_by_role("row").nth(1)).to_be_visible()
+    open_terminal(page, "pc3")
+    assert page.locator("main img").count() == 0
+    assert page.title() == f"{HOSTILE} terminal · gwmodule"
+
+
+def walk(page: Page, name: str) -> None:
+    """Every page, as a picture to look at and without a sideways scroll."""
+
+    def look(what: str) -> None:
+        page.wait_for_timeout(200)
+        shot(page, f"{name}-{what}")
+        wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert wide <= 0, f"{what} is {wide} pixels too wide"
+
+    page.goto(URL)
+    look("sign-in")
+    sign_in(page, "alice")
+    look("devices")
+    page.goto(f"{URL}/#/devices/{UUIDS['pc1']}")
+    expect(page.get_by_role("heading", name="One-time boot")).to_be_visible()
+    expect(page.locator(".state .value")).to_have_text("on", timeout=20_000)
+    look("device")
+    for tab, text in (
+        ("Inventory", "Processors"),
+        ("Event log", "records"),
+        ("Explain", "It can be reached."),
+        ("Audit", "call"),
+    ):
+        page.get_by_role("tab", name=tab).click()
+        expect(page.get_by_text(text).first).to_be_visible(timeout=20_000)
+        look(f"device-{tab.split()[0].lower()}")
+    for link, text in (("Gateways", "home-1"), ("Users", "carol"), ("Audit", "call")):
+        page.get_by_role("navigation").get_by_role("link", name=link).click()
+        expect(page.get_by_text(text).first).to_be_visible()
+        look(link.lower())
+    open_terminal(page, "pc1")
+    look("terminal")
+
+
+def test_every_page_by_day(site: Site, page: Page) -> None:
+    walk(page, "light")
+
+
+def test_every_page_by_night(site: Site, browser: Browser) -> None:
+    with browser.new_context(color_scheme="dark") as context:
+        page = context.new_page()
+        walk(page, "dark")
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        red = int(colour.split("(")[1].split(",")[0])
+        assert red < 64, colour
+
+
+def test_every_page_on_a_telephone(site: Site, browser: Browser) -> None:
+    with browser.new_context(viewport={"width": 390, "height": 800}, has_touch=True) as context:
+        walk(context.new_page(), "small")
+
+
+def test_a_gateway_is_enrolled_by_a_command_that_is_shown_once(site: Site, page: Page) -> None:
+    sign_in(page, "alice")
+    page.get_by_role("navigation").get_by_role("link", name="Gateways").click()
+    page.get_by_role("button", name="Enrol a gateway…").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Name").fill("home-9")
+    dialog.get_by_role("button", name="Make the token").click()
+    expect(page.get_by_role("dialog").locator("code").first).to_contain_text("provision")
+    shot(page, "enrolment")
+
+
+def test_a_user_is_added_changed_and_removed(site: Site, page: Page) -> None:
+    sign_in(page, "alice")
+    page.get_by_role("navigation").get_by_role("link", name="Users").click()
+    page.get_by_role("button", name="Add a user…").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Name").fill("dora")
+    dialog.get_by_label("Password").fill(USER_PASSWORD)
+    dialog.get_by_role("button", name="Add").click()
+    row = page.get_by_role("row").filter(has_text="dora")
+    expect(row).to_contain_text("technician")
+    row.get_by_role("button", name="Change").click()
+    dialog.get_by_label("Role").select_option("viewer")
+    dialog.get_by_role("button", name="Save").click()
+    expect(row).to_contain_text("viewer")
+    row.get_by_role("button", name="Remove").click()
+    dialog.get_by_role("button", name="Remove").click()
+    expect(row).to_have_count(0)
+
+
+def test_a_wrong_password_says_so(site: Site, page: Page) -> None:
+    page.goto(URL)
+    page.get_by_label("User").fill("bob")
+    page.get_by_label("Password").fill("wrong")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_text("Wrong user name or password.")).to_be_visible()

@@ -1,0 +1,130 @@
+import asyncio
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from gwmodule.errors import Code
+from gwmodule.msp.accounts import Role
+from gwmodule.msp.subprotocol import CLOSE_BASE
+from gwmodule.msp.viewers import CONSOLE_SUBPROTOCOL
+from gwmodule.sim.device import ANY_PORTS, SimulatedDevice
+from gwmodule.sim.machine import Machine
+from gwmodule.wire.frames import Priority
+from gwmodule.wire.messages import StreamTarget
+from tests.msp.api.conftest import Site
+from tests.msp.conftest import NOW, PC, REALM, TcpStream
+
+SOL = f"/api/v1/amt/sol/{PC}"
+PASSWORD = "P@ssw0rd"
+
+
+@pytest.fixture
+async def site(site: Site) -> AsyncIterator[Site]:
+    """With a simulated PC behind the gateway."""
+    machine = Machine(
+        PC,
+        PASSWORD,
+        now=asyncio.get_running_loop().time(),
+        realm=REALM,
+        hostname="pc",
+        serial_pace=0.01,
+    )
+    async with SimulatedDevice("127.0.0.1", machine, ports=ANY_PORTS) as device:
+        streams = []
+
+        async def open_stream(target: StreamTarget, priority: Priority) -> TcpStream:
+            assert target.port == 16994
+            reader, writer = await asyncio.open_connection("127.0.0.1", device.ports.redirection)
+            streams.append(TcpStream(reader, writer, priority))
+            return streams[-1]
+
+        site.service.session.open = open_stream
+        yield site
+        for stream in streams:
+            stream.reset(Code.OK, "")
+
+
+async def attach(site: Site, role: Role) -> aiohttp.ClientWebSocketResponse:
+    path = f"/api/v1/authorize/redirection/{PC}"
+    status, body = await site.request("GET", path, token=site.token(role))
+    assert status == 200
+    protocols = (CONSOLE_SUBPROTOCOL, body["token"])
+    websocket = await site.http.ws_connect(site.url + SOL, protocols=protocols)
+    assert websocket.protocol == CONSOLE_SUBPROTOCOL
+    await websocket.send_json({"type": "attach"})
+    return websocket
+
+
+async def until(websocket: aiohttp.ClientWebSocketResponse, text: bytes) -> None:
+    data = b""
+    async with asyncio.timeout(5):
+        while text not in data:
+            message = await websocket.receive()
+            assert message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY), message
+            data += message.data if message.type is aiohttp.WSMsgType.BINARY else b""
+
+
+async def closed(websocket: aiohttp.ClientWebSocketResponse) -> tuple[int, str]:
+    async with asyncio.timeout(5):
+        while (message := await websocket.receive()).type is not aiohttp.WSMsgType.CLOSE:
+            pass
+    return message.data, message.extra or ""
+
+
+async def store_login(site: Site) -> None:
+    await site.service.vault.store("default", PC, "admin", PASSWORD, NOW, actor="test")
+
+
+async def test_the_stored_login_opens_it_and_both_ends_are_audited(site: Site) -> None:
+    await store_login(site)
+    websocket = await attach(site, Role.TECHNICIAN)
+    await until(websocket, b"login: ")
+    await websocket.send_bytes(b"root\r")
+    await until(websocket, b"Hello, root.")
+    await websocket.send_json({"type": "hangup"})
+    assert (await closed(websocket))[1] == "closed by technician@default"
+    entries = await site.service.registry.audit_entries(uuid=PC)
+    assert [e.action for e in entries if e.action.startswith("console")] == [
+        "console.close",
+        "console.open",
+    ]
+
+
+async def test_without_a_login_it_ends_with_the_reason(site: Site) -> None:
+    code, reason = await closed(await attach(site, Role.TECHNICIAN))
+    assert code == CLOSE_BASE + Code.NOT_PROVISIONED
+    assert reason == "no AMT login is stored for this device"
+
+
+async def test_a_viewer_watches_what_a_technician_has_open(site: Site) -> None:
+    await store_login(site)
+    code, reason = await closed(await attach(site, Role.VIEWER))
+    assert (code, reason) == (
+        CLOSE_BASE + Code.REFUSED_POLICY,
+        "nobody has this console open",
+    )
+    technician = await attach(site, Role.TECHNICIAN)
+    viewer = await attach(site, Role.VIEWER)
+    await until(viewer, b"login: ")
+    await viewer.send_json({"type": "takeover"})
+    assert (await closed(viewer))[0] == CLOSE_BASE + Code.REFUSED_POLICY
+    await technician.close()
+
+
+async def test_the_console_is_served_with_its_policy(site: Site) -> None:
+    async with site.http.get(site.url + "/") as response:
+        assert response.status == 200
+        assert "script-src 'self'" in response.headers["Content-Security-Policy"]
+        assert "text/html" in response.headers["Content-Type"]
+        tag = response.headers["ETag"]
+    async with site.http.get(site.url + "/", headers={"If-None-Match": tag}) as response:
+        assert response.status == 304
+
+
+@pytest.mark.parametrize(
+    "path", ["/console/__init__.py", "/console/../api.py", "/console/package.json", "/console/"]
+)
+async def test_nothing_else_is_served(site: Site, path: str) -> None:
+    async with site.http.get(site.url + path) as response:
+        assert response.status == 404
