@@ -13,7 +13,8 @@ from gwmodule.errors import ChannelReset, Code, GatewayError, TlsPinMismatch
 from gwmodule.msp import sol as sol_module
 from gwmodule.msp import terminal
 from gwmodule.msp.client import ApiClient, ApiRefused
-from gwmodule.msp.terminal import EscapeKeys, Script, Sol, SolFailed, SolOptions, Step
+from gwmodule.msp.sol import SolFailed
+from gwmodule.msp.terminal import EscapeKeys, Script, Sol, SolOptions, Step
 from gwmodule.sim.device import ANY_PORTS, SimulatedDevice
 from gwmodule.sim.machine import Machine
 from gwmodule.wire.frames import Priority

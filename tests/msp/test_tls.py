@@ -59,7 +59,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, by
 
 
 def stream(wire: Wire, context: ssl.SSLContext | None = None) -> TlsStream:
-    return TlsStream(wire, context or modern_context())  # type: ignore[arg-type]
+    return TlsStream(wire, context or modern_context())
 
 
 @pytest.mark.parametrize("context", [modern_context(), legacy_context()])
