@@ -13,13 +13,27 @@ ISOLATED := $(BIN)/python -m gwmodule.sim.isolate -- $(BIN)/python
 
 # An ordinary user's PATH on Debian has no sbin, where ip, nft and dnsmasq live.
 export PATH := $(PATH):/usr/sbin:/sbin
-# program=package, for the lab and its tests
-PROGRAMS := ip=iproute2 nft=nftables dnsmasq=dnsmasq-base udhcpc=udhcpc amtterm=amtterm \
-	amttool=libsoap-lite-perl strace=strace setpriv=util-linux busybox=busybox curl=curl \
+# program=package: of the lab, and of its tests
+LAB_PROGRAMS := ip=iproute2 nft=nftables dnsmasq=dnsmasq-base udhcpc=udhcpc amtterm=amtterm \
+	setpriv=util-linux
+TEST_PROGRAMS := amttool=libsoap-lite-perl strace=strace busybox=busybox curl=curl \
 	chromium=chromium npm=npm shellcheck=shellcheck systemd-analyze=systemd mandoc=mandoc zsh=zsh
 
+# Not fatal: the demo does without dnsmasq and udhcpc, and the tests say what they miss.
+define install-programs
+@missing=; for pair in $(1); do \
+  command -v $${pair%=*} >/dev/null || missing="$$missing $${pair#*=}"; done; \
+[ -n "$$missing" ] || exit 0; \
+if [ "$$(id -u)" = 0 ]; then sudo=env; else sudo="sudo -n"; fi; \
+echo "installing:$$missing"; \
+$$sudo apt-get update -qq </dev/null && \
+$$sudo env DEBIAN_FRONTEND=noninteractive \
+  apt-get install -qq -y --no-install-recommends $$missing </dev/null || \
+echo "could not install them; run: sudo apt-get install --no-install-recommends$$missing"
+endef
+
 .DEFAULT_GOAL := help
-.PHONY: help setup programs demo lab test test-lab check format bench bench-quick proof ipk man \
+.PHONY: help setup programs lab-programs demo lab test test-lab check format bench bench-quick proof ipk man \
 	install deb systemd-root test-systemd footprint clean
 
 help: ## list the targets
@@ -37,29 +51,23 @@ $(XTERM): $(CONSOLE)/package-lock.json | programs
 	npm ci --prefix $(CONSOLE) --no-progress && touch $@ || \
 	echo "the console has no terminal: npm could not fetch @xterm/xterm"
 
-# Not fatal: the demo does without dnsmasq and udhcpc, and the tests say what they miss.
 programs:
-	@missing=; for pair in $(PROGRAMS); do \
-	  command -v $${pair%=*} >/dev/null || missing="$$missing $${pair#*=}"; done; \
-	[ -n "$$missing" ] || exit 0; \
-	if [ "$$(id -u)" = 0 ]; then sudo=env; else sudo="sudo -n"; fi; \
-	echo "installing:$$missing"; \
-	$$sudo apt-get update -qq </dev/null && \
-	$$sudo env DEBIAN_FRONTEND=noninteractive \
-	  apt-get install -qq -y --no-install-recommends $$missing </dev/null || \
-	echo "could not install them; run: sudo apt-get install --no-install-recommends$$missing"
+	$(call install-programs,$(LAB_PROGRAMS) $(TEST_PROGRAMS))
 
-demo: setup ## the main job, told with times, ending with one JSON line
+lab-programs:
+	$(call install-programs,$(LAB_PROGRAMS))
+
+demo: $(STAMP) lab-programs ## the main job, told with times, ending with one JSON line
 	$(BIN)/gwmodule-sim demo
 
-lab: setup ## the same lab, left running until Ctrl-C
+lab: $(STAMP) lab-programs ## the same lab, left running until Ctrl-C
 	$(BIN)/gwmodule-sim lab
 
 test: setup ## all tests
 	$(BIN)/python -m pytest -n 2 -m "not lab and not root"
 	$(ISOLATED) -m pytest -m "lab or root"
 
-test-lab: setup ## the whole system in network namespaces
+test-lab: $(STAMP) lab-programs ## the whole system in network namespaces
 	$(ISOLATED) -m pytest tests/lab
 
 check: $(STAMP) ## lint, format, types, layers
