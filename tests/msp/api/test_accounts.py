@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gwmodule.msp.accounts import Accounts, Cost, Role
+from gwmodule.msp.accounts import Accounts, Role
 from gwmodule.msp.api.limits import LoginLimits, Rate
 from tests.msp.api.conftest import PASSWORD, Site
 from tests.msp.conftest import NOW, PC
@@ -52,8 +52,8 @@ async def test_a_thousand_logins_a_second_do_not_stop_the_service(
 ) -> None:
     # With real hashes, and with no limit for the one address that all of them come from.
     accounts: Any = site.service.api.groups["accounts"]
-    directory: Accounts = site.service.accounts
-    monkeypatch.setattr(directory, "_cost", Cost())
+    directory = Accounts(site.service.database, site.service.vault)
+    monkeypatch.setattr(accounts, "_directory", directory)
     monkeypatch.setattr(accounts, "_limits", LoginLimits(Rate(10**6, 1.0), Rate(10**6, 1.0)))
     statuses = Counter[int]()
     slowest = 0.0

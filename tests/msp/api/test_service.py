@@ -40,6 +40,7 @@ async def test_metrics_name_no_device_and_nobody(site: Site) -> None:
     assert "/api/v1/devices/{guid}/call" in routes
     assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}|home1|@default", text)
     assert {"gateways", "streams", "watchers", "logins"} <= set(families)
+    assert families["process_resident_memory_bytes"].samples[0].value > 10e6
 
 
 async def test_events_are_streamed_as_they_come(site: Site) -> None:
