@@ -2,7 +2,7 @@
 
 Runs itself in namespaces of its own (gwmodule.sim.isolate), needs root, and leaves nothing behind.
 Parts: a idle echo, b echo beside bulk, c bulk, d as b with loss, e memory of idle sessions,
-f functions of a device on the gateway and through a byte stream.
+f functions of a device on the gateway and through a byte stream, g the MSP service.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from pathlib import Path
 from gwmodule.sim import isolate
 from tests.bench import cells, report
 from tests.bench.cells import BULK_QUEUE, BULK_RATE, RATE, RTT
+from tests.bench.service_cells import ServiceEffort, service
 from tests.bench.tools import BenchError, Workshop, missing_packages
 from tests.lab.line import Measured, Profile
 
-_PARTS = "abcdef"
+_PARTS = "abcdefg"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Effort:
     probes: int
     function_rounds: int
     thinks: tuple[float, ...]
+    service: ServiceEffort
 
 
 FULL = Effort(
@@ -69,6 +71,7 @@ FULL = Effort(
     probes=60,
     function_rounds=7,
     thinks=(0.0, 0.1),
+    service=ServiceEffort(rounds=7, seconds=2.0, calls=300, sessions=2000, registrations=4000),
 )
 QUICK = Effort(
     idle_rounds=3,
@@ -88,6 +91,7 @@ QUICK = Effort(
     probes=8,
     function_rounds=2,
     thinks=(0.0,),
+    service=ServiceEffort(rounds=2, seconds=0.5, calls=60, sessions=250, registrations=600),
 )
 
 
@@ -139,6 +143,9 @@ def measure(effort: Effort, parts: str, congestion: str, workshop: Workshop) -> 
     if "e" in parts:
         say(f"(e) {effort.sessions} idle sessions ...")
         results.memory = cells.idle_sessions(workshop, effort.sessions, effort.watch, say)
+    if "g" in parts:
+        say("(g) the MSP service ...")
+        results.service = service(workshop, effort.service, say)
     return results
 
 

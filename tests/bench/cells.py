@@ -496,13 +496,13 @@ def idle_sessions(workshop: Workshop, count: int, watch: float, say: Say) -> Mem
                 raise BenchError(f"the gateways' process ended; logs in {started.directory}")
 
         grow_to(_FIRST_SESSIONS)
-        base = _private(msp.pid)
+        base = private_memory(msp.pid)
         begun = time.monotonic()
         grow_to(count)
         took = time.monotonic() - begun
         say(f"  {count} sessions after {took:.1f} s")
         time.sleep(1.0)
-        grown = _private(msp.pid)
+        grown = private_memory(msp.pid)
         tool = Tool("msp", {}, [msp.pid])
         before = tool.cpu()
         time.sleep(watch)
@@ -523,7 +523,7 @@ def idle_sessions(workshop: Workshop, count: int, watch: float, say: Say) -> Mem
     )
 
 
-def _private(pid: int) -> int:
+def private_memory(pid: int) -> int:
     """KiB that only this process has: pages shared with others are not the sessions'."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)

@@ -18,6 +18,7 @@ import datetime
 import json
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -127,8 +128,8 @@ class Msp:
             await asyncio.sleep(0.02)
 
     async def ask(self, function: str, way: str) -> dict[str, Any]:
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
+        # uvloop's own clock has steps of a millisecond.
+        begun = time.monotonic()
         if way == CALL:
             result = await self._session.call(
                 function=function,
@@ -144,19 +145,22 @@ class Msp:
             body = json.loads(result.body)
             assert result.code is Code.OK, body
             self._realm = self._realm or body["_device"]["realm"]
-            seconds = loop.time() - begun
+            seconds = time.monotonic() - begun
             return _seen(seconds, result.exchanges, len(body), at_device=result.elapsed)
         client = self._client
         if client is None:
             client = self._client = WsmanClient(
-                self._dial, self._credential(), tls=TlsMode.OFF, deadline=loop.time() + 3600
+                self._dial,
+                self._credential(),
+                tls=TlsMode.OFF,
+                deadline=asyncio.get_running_loop().time() + 3600,
             )
             await client.__aenter__()
         before = client.facts.exchanges
         chosen = CATALOGUE[function]
         context = Context(sleep=asyncio.sleep, uuid=UUID_OF_PC)
         body = await chosen.run(client, validate(chosen, {}), context)
-        return _seen(loop.time() - begun, client.facts.exchanges - before, len(body))
+        return _seen(time.monotonic() - begun, client.facts.exchanges - before, len(body))
 
     def _credential(self) -> Credential:
         if not self._realm:

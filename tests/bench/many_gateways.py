@@ -3,6 +3,7 @@
     python -m tests.bench.many_gateways MSP_HOST:PORT STATE_DIRECTORY BUNDLES
 
 Each line on stdin is how many there shall be; the answer comes when all of them are connected.
+A bundle that is not in BUNDLES yet is made with the authority of STATE_DIRECTORY.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import uvloop
 
-from gwmodule.msp.pki import Authority
+from gwmodule.msp.pki import Authority, GatewayBundle
 from gwmodule.telemetry import start_logging
 from gwmodule.uplink.dialer import Dialer, GatewaySession
 from gwmodule.wire.events import Event
@@ -40,9 +41,12 @@ class IdleGateway:
         """Nobody asks these gateways for anything."""
 
 
-def write_bundle(authority: Authority, name: str, directory: Path, at: float) -> Path:
-    bundle = authority.gateway_bundle(name, at)
-    path = directory / name
+def name_of(number: int) -> str:
+    return f"gateway-{number}"
+
+
+def write_bundle(bundle: GatewayBundle, directory: Path) -> Path:
+    path = directory / bundle.name
     path.mkdir(parents=True)
     (path / "gateway.crt").write_text(bundle.certificate)
     (path / "gateway.key").write_text(bundle.key)
@@ -61,7 +65,10 @@ async def run(msp: str, state: Path, directory: Path) -> None:
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             while len(gateways) < int(line):
                 await slots.acquire()
-                bundle = write_bundle(authority, f"gateway-{len(gateways)}", directory, at)
+                name = name_of(len(gateways))
+                bundle = directory / name
+                if not bundle.exists():
+                    write_bundle(authority.gateway_bundle(name, at), directory)
                 gateway = IdleGateway(slots)
                 gateways.append(gateway)
                 dialer = Dialer(configuration(msp, bundle), gateway, tasks, random.Random())

@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.bench.cells import DOWN, IDLE, UP, BulkRow, FunctionRow, IdleRow, LoadedRow, MemoryResult
 from tests.bench.functions import CALL, TUNNEL
+from tests.bench.service_cells import SQLITE, ServiceResult
 
 # Bars apply at this queue and without loss.
 BAR_QUEUE_MS = 100
@@ -24,6 +25,7 @@ class Results:
     bulk: list[BulkRow] = field(default_factory=list)
     memory: MemoryResult | None = None
     functions: list[FunctionRow] = field(default_factory=list)
+    service: ServiceResult | None = None
 
     def row(self, tool: str, direction: str, queue: float, loss: float) -> LoadedRow | None:
         for row in self.loaded:
@@ -81,7 +83,32 @@ def figures(results: Results) -> dict[str, dict[str, Any]]:
                 tunnel.exchanges,
                 lower=False,
             )
+    if results.service is not None:
+        found |= {
+            name: {"value": value, "bar": None, "goal": None, "ok": None}
+            for name, value in _service_figures(results.service).items()
+        }
     return found
+
+
+def _service_figures(service: ServiceResult) -> dict[str, float]:
+    """What nobody has set a bar for; of SQLite, which is the default."""
+    values: dict[str, float] = {}
+    for read in service.reads:
+        if read.engine == SQLITE and read.way.startswith("http"):
+            name = "reads" if read.what == "one device" else "lists"
+            values[f"service_{name}_per_s"] = read.per_second
+            values[f"service_{name}_vs_aiohttp"] = read.vs_peer
+    if service.call is not None:
+        values["service_call_overhead_ms"] = service.call.overhead_ms
+        values["service_call_p99_ms"] = service.call.api.p99
+    if service.connects is not None:
+        values["service_connects_per_s"] = service.connects.per_second
+        values["service_idle_gateway_kib"] = service.connects.kib_each
+    for row in service.registrations:
+        if row.engine == SQLITE:
+            values["service_registrations_per_s"] = row.per_second
+    return values
 
 
 def text(results: Results) -> str:
@@ -194,15 +221,59 @@ def text(results: Results) -> str:
                 for r in results.functions
             ],
         )
+    if results.service is not None:
+        lines += _service_tables(results.service)
     lines += ["", "## Figures", ""]
     lines += _table(
         "figure | value | bar | goal | ok",
         [
-            (name, f["value"], f["bar"], f["goal"], "yes" if f["ok"] else "NO")
+            (name, f["value"], *(("-",) * 3 if f["bar"] is None else _verdict(f)))
             for name, f in figures(results).items()
         ],
     )
     return "\n".join(lines)
+
+
+def _verdict(figure: dict[str, Any]) -> tuple[Any, Any, str]:
+    return figure["bar"], figure["goal"], "yes" if figure["ok"] else "NO"
+
+
+def _service_tables(service: ServiceResult) -> list[str]:
+    lines = ["", "## (g) The MSP service: reads, against a bare aiohttp with the same answers", ""]
+    lines += _table(
+        "registry | what | way | bytes | per s | aiohttp per s | x aiohttp | p50 ms | p99 ms"
+        " | CPU us | aiohttp's",
+        [
+            (
+                r.engine, r.what, r.way, r.bytes, r.per_second, r.peer_per_second, r.vs_peer,
+                r.p50_ms, r.p99_ms, r.cpu_us, r.peer_cpu_us,
+            )
+            for r in service.reads
+        ],
+    )  # fmt: skip
+    lines += ["", "PCs that were not known, told by 4 gateways and committed:", ""]
+    lines += _table(
+        "registry | PCs | per s | CPU us each",
+        [(r.engine, r.devices, r.per_second, r.cpu_us_each) for r in service.registrations],
+    )
+    if service.call is not None:
+        c = service.call
+        lines += ["", "A call (power.get, gateway and simulated device on the same machine):", ""]
+        lines += _table(
+            "way | p50 ms | p99 ms | max ms | calls | audit entries each",
+            [
+                ("API", c.api.p50, c.api.p99, c.api.max, c.api.count, c.audit_entries),
+                ("session", c.session.p50, c.session.p99, c.session.max, c.session.count, 0),
+            ],
+        )
+    if service.connects is not None:
+        n = service.connects
+        lines += ["", "Gateways that connect, and then do nothing:", ""]
+        lines += _table(
+            "gateways | new per s | CPU ms each | KiB each | before MiB",
+            [(n.sessions, n.per_second, n.cpu_ms_each, n.kib_each, n.base_mib)],
+        )
+    return lines
 
 
 def _table(head: str, rows: list[tuple[Any, ...]]) -> list[str]:

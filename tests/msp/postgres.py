@@ -38,9 +38,10 @@ class Server:
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://gwmodule@/{database}?host={self.directory}"
 
-    def start(self) -> None:
-        # No fsync: nobody cuts the power of a test.
-        options = f"-c listen_addresses= -c fsync=off -k {self.directory}"
+    def start(self, *, fsync: bool = False) -> None:
+        # Nobody cuts the power of a test.
+        durable = "on" if fsync else "off"
+        options = f"-c listen_addresses= -c fsync={durable} -k {self.directory}"
         log = str(self.directory / "log")
         self._run("pg_ctl", "-D", str(self._data), "-w", "-l", log, "-o", options, "start")
 
