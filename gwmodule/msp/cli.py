@@ -1,6 +1,7 @@
 """`gwmodule-msp`: the service and the technician's tools. Data on stdout, messages on stderr.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 78 the service's options or files cannot be used.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nobody knows whether it was done, 77 not logged in,
+78 the service's options or files cannot be used, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -10,23 +11,53 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any
 
 from gwmodule import __version__
 from gwmodule.errors import ConfigError, GatewayError
 from gwmodule.msp.client import DEFAULT_API, ApiRefused
-from gwmodule.msp.commands import catalogue, devices, gateways, service, streams
-from gwmodule.msp.commands.common import CONFIG, FAILED, INTERRUPTED, USAGE, Run, UsageError
+from gwmodule.msp.commands import (
+    accounts,
+    calls,
+    catalogue,
+    credentials,
+    devices,
+    gateways,
+    login,
+    service,
+    streams,
+)
+from gwmodule.msp.commands.common import (
+    API_VARIABLE,
+    CONFIG,
+    DENIED,
+    FAILED,
+    INTERRUPTED,
+    UNKNOWN,
+    USAGE,
+    OutcomeUnknown,
+    Run,
+    UsageError,
+)
 from gwmodule.telemetry import escape
 
-_SUBJECTS = (service, devices, streams, gateways, catalogue)
+_SUBJECTS = (
+    service, login, devices, calls, streams, gateways, credentials, accounts, catalogue
+)  # fmt: skip
 # Commands of two words, and what the first of them is about.
-_GROUPS = {"gateway": "enrol and list gateways"}
+_GROUPS = {
+    "credential": "AMT logins that the service keeps",
+    "gateway": "enrol, list and revoke gateways",
+    "key": "API keys for scripts",
+    "tenant": "whose gateways and devices they are",
+    "user": "who may log in",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     # Not parser defaults: those of a subcommand would overwrite what stands before it.
-    defaults = argparse.Namespace(api=DEFAULT_API, json=False)
+    defaults = argparse.Namespace(api="", json=False, ca_file="", tenant="")
     options = parser().parse_args(arguments, defaults)
     try:
         return int(options.run(options))
@@ -37,8 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(options, "CONFIG", str(exc))
         return CONFIG if options.command == "serve" else FAILED
     except ApiRefused as exc:
+        denied = exc.status == HTTPStatus.UNAUTHORIZED
         _complain(options, exc.error, str(exc))
-        return FAILED
+        return DENIED if denied else FAILED
+    except OutcomeUnknown as exc:
+        _complain(options, "OUTCOME_UNKNOWN", str(exc))
+        return UNKNOWN
     except GatewayError as exc:
         _complain(options, "FAILED", str(exc))
         return FAILED
@@ -54,9 +89,10 @@ def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--api",
-        metavar="PATH",
+        metavar="PATH|URL",
         default=argparse.SUPPRESS,
-        help=f"the service's socket (default {DEFAULT_API})",
+        help=f"the service's socket or https://HOST[:PORT] (default: {API_VARIABLE}, the saved "
+        f"login, {DEFAULT_API})",
     )
     common.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="JSON instead of tables"
@@ -66,6 +102,12 @@ def parser() -> argparse.ArgumentParser:
         description="The MSP service for gwmodule gateways, and the technician's tools.",
         epilog=(__doc__ or "").rpartition("\n\n")[2],
         parents=[common],
+    )
+    whole.add_argument(
+        "--ca-file", metavar="FILE", help="the CA of the service's certificate in PEM"
+    )
+    whole.add_argument(
+        "--tenant", metavar="NAME", help="whom you work for, at the service's own socket"
     )
     whole.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")

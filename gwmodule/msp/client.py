@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +22,8 @@ from gwmodule.msp.subprotocol import MAX_MESSAGE, SUBPROTOCOL, close_code, close
 DEFAULT_API = "/run/gwmodule-msp/api.sock"
 # What a request may take on top of the deadline that its call has at the gateway.
 GRACE = 15.0
+# The service says something every 15 s.
+EVENTS_SILENCE = 60.0
 # The host part of the URL is not looked at; the path of the socket is the address.
 _BASE = "http://gwmodule-msp"
 _JSON = {"Content-Type": "application/json"}
@@ -92,8 +95,9 @@ class ApiClient:
     """`async with ApiClient(address) as client`; every failure is a GatewayError with a sentence.
 
     `address` is the path of the unix socket, or a URL: https://HOST[:PORT], or http:// for a
-    loopback host. `token` is a JWT or an API key, `cafile` what the service's certificate is
-    checked with in place of the system's list, `tenant` whom a unix socket's user works for.
+    loopback host. `token` is a JWT or an API key, `cafile` (a path) or `cadata` (PEM) what the
+    service's certificate is checked with in place of the system's list, `tenant` whom a unix
+    socket's user works for.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class ApiClient:
         *,
         token: str = "",
         cafile: str | None = None,
+        cadata: str = "",
         tenant: str = "",
     ) -> None:
         self._address = address
@@ -109,7 +114,7 @@ class ApiClient:
         self._tls: ssl.SSLContext | None = None
         self._headers: dict[str, str] = {}
         if "://" in address:
-            self._base, self._tls = _over_tcp(address, cafile)
+            self._base, self._tls = _over_tcp(address, cafile, cadata)
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         if tenant:
@@ -127,6 +132,10 @@ class ApiClient:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
         )
         return self
+
+    @property
+    def address(self) -> str:
+        return self._address
 
     async def __aexit__(
         self,
@@ -172,6 +181,27 @@ class ApiClient:
         except msgspec.MsgspecError as exc:
             raise ApiUnavailable(f"{self._address} is not this program's service: {exc}") from exc
 
+    async def events(self) -> AsyncGenerator[tuple[str, Any], None]:
+        """What happens at the service from now on, as kind and data; until it ends the stream."""
+        kind = ""
+        try:
+            async with self._session.get(
+                f"{self._base}/api/v1/events",
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=None, sock_read=EVENTS_SILENCE),
+            ) as response:
+                if response.status >= 400:
+                    raise _refused(response.status, await response.read())
+                async for line in response.content:
+                    name, _, value = line.rstrip(b"\r\n").partition(b": ")
+                    if name == b"event":
+                        kind = value.decode(errors="replace")
+                    elif name == b"data":
+                        yield kind, msgspec.json.decode(value)
+        except (aiohttp.ClientError, OSError, ValueError) as exc:
+            # ValueError: a line without end, or no JSON.
+            raise self._unavailable(exc) from exc
+
     async def open_stream(
         self, guid: str, port: int, *, hold: bool = False, mode: str = ""
     ) -> ClientStream:
@@ -208,7 +238,7 @@ def _refused(status: int, data: bytes) -> ApiRefused:
     return ApiRefused(status, str(body.get("error", "")), str(body.get("errorDescription", "")))
 
 
-def _over_tcp(address: str, cafile: str | None) -> tuple[str, ssl.SSLContext | None]:
+def _over_tcp(address: str, cafile: str | None, cadata: str) -> tuple[str, ssl.SSLContext | None]:
     """The base of every URL, and how to check the service; ConfigError for what is not safe."""
     try:
         url = URL(address)
@@ -225,7 +255,7 @@ def _over_tcp(address: str, cafile: str | None) -> tuple[str, ssl.SSLContext | N
             )
         return str(url.origin()), None
     try:
-        return str(url.origin()), ssl.create_default_context(cafile=cafile)
+        return str(url.origin()), ssl.create_default_context(cafile=cafile, cadata=cadata or None)
     except (OSError, ssl.SSLError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
         raise ConfigError(str(cafile), "", reason) from exc

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from gwmodule.amt.redirection import SolSettings
-from gwmodule.msp.client import ApiClient, ApiRefused, ApiUnavailable, ClientStream
+from gwmodule.msp.client import GRACE, ApiClient, ApiRefused, ApiUnavailable, ClientStream
 from gwmodule.msp.sol import (
     CHUNK,
     REOPEN_DELAYS,
@@ -41,6 +41,8 @@ MAX_BACKLOG = 8 * 1024 * 1024
 MAX_SCRIPT_BUFFER = 256 * 1024
 # What stdout may take at the end, before we leave with the rest unwritten.
 FINISH_TIMEOUT = 5.0
+# Some eight exchanges with a slow ME, after its turn has come.
+BOOT_DEADLINE = 60.0
 _REOPEN_STATUS = frozenset({503, 504})
 
 Step: TypeAlias = tuple[Literal["send", "expect"], str]
@@ -50,6 +52,7 @@ Step: TypeAlias = tuple[Literal["send", "expect"], str]
 class SolOptions:
     """`steps` make it a script; `idle` ends a piped session that long after stdin ended.
 
+    `boot` names what the PC boots as soon as the line is open, as `boot.once` does.
     With a `pin` (SHA-256 of the device's certificate) the session runs inside TLS on port 16995.
     """
 
@@ -62,6 +65,7 @@ class SolOptions:
     steps: Sequence[Step] = ()
     timeout: float | None = None
     idle: float = 2.0
+    boot: str = ""
     settings: SolSettings = field(default_factory=SolSettings)
 
 
@@ -153,6 +157,7 @@ class Sol:
             settings=options.settings,
         )
         self._session: SolSession | None = None
+        self._stream: ClientStream | None = None
         self._opened = False
         self._heard_at = 0.0
         self._output = bytearray()
@@ -170,6 +175,7 @@ class Sol:
                         tasks = [
                             group.create_task(self._write_output(), name="output"),
                             group.create_task(self._read_input(), name="input"),
+                            group.create_task(self._boot(), name="boot"),
                         ]
                         try:
                             await self._sessions()
@@ -221,13 +227,40 @@ class Sol:
     async def _open_port(self, port: int) -> ClientStream:
         options = self._options
         try:
-            return await self._client.open_stream(options.guid, port, hold=options.hold, mode="sol")
+            self._stream = await self._client.open_stream(
+                options.guid, port, hold=options.hold, mode="sol"
+            )
+            return self._stream
         except ApiUnavailable as exc:
             raise SolLost(str(exc)) from exc
         except ApiRefused as exc:
             if exc.status in _REOPEN_STATUS:
                 raise SolLost(str(exc)) from exc
             raise
+
+    async def _boot(self) -> None:
+        """Once the device sends to us: the BIOS's first line must find the line open."""
+        options = self._options
+        if not options.boot:
+            return
+        await self._online.wait()
+        if self._stream is None or not self._stream.id:
+            raise SolFailed("the service does not tell the stream's id: it is too old to boot so")
+        login = {"username": options.username, "password": options.password}
+        call = {
+            "function": "boot.once",
+            "arguments": {"device": options.boot, "stream": self._stream.id},
+            "credential": login,
+            "deadline": BOOT_DEADLINE,
+        }
+        path = f"/api/v1/devices/{options.guid}/call"
+        try:
+            answer = await self._client.request("POST", path, call, timeout=BOOT_DEADLINE + GRACE)
+        except (ApiRefused, ApiUnavailable) as exc:
+            raise SolFailed(f"boot {options.boot}: {exc}") from exc
+        result = answer["result"]
+        before, requested = result["power_state_before_name"], result["requested_name"]
+        self._say(f"boot {options.boot}: the PC was {before}; {requested}")
 
     # What a session tells its owner.
 

@@ -19,11 +19,18 @@ from gwmodule.wire.notices import Hello, Lease, Source
 from tests.msp.conftest import IP, MAC, NOW, PC, Service, answer, presence
 
 OTHER = "55e3ffff-0000-0000-0000-000000000001"
-ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "AMT_PASSWORD"}
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if name != "AMT_PASSWORD" and not name.startswith("GWMODULE_")
+}
 
 
 async def start(
-    *arguments: str, password: str | None = "P@ssw0rd", stdin: int = asyncio.subprocess.DEVNULL
+    *arguments: str,
+    password: str | None = "P@ssw0rd",
+    stdin: int = asyncio.subprocess.DEVNULL,
+    stderr: int = asyncio.subprocess.PIPE,
 ) -> asyncio.subprocess.Process:
     environment = ENVIRONMENT if password is None else ENVIRONMENT | {"AMT_PASSWORD": password}
     return await asyncio.create_subprocess_exec(
@@ -33,7 +40,7 @@ async def start(
         *arguments,
         stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stderr=stderr,
         env=environment,
     )
 

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import json
 import os
 import pty
 import termios
@@ -18,8 +19,8 @@ from gwmodule.msp.terminal import EscapeKeys, Script, Sol, SolOptions, Step
 from gwmodule.sim.device import ANY_PORTS, SimulatedDevice
 from gwmodule.sim.machine import Machine
 from gwmodule.wire.frames import Priority
-from gwmodule.wire.messages import StreamTarget
-from tests.msp.conftest import PC, Service, TcpStream
+from gwmodule.wire.messages import Result, StreamTarget
+from tests.msp.conftest import PC, Service, TcpStream, answer, result
 
 PASSWORD = "P@ssw0rd"
 
@@ -142,6 +143,33 @@ async def test_a_script_types_and_sees_the_answer(
     assert b"hello" in await pipes.see(b"hello")
     assert device.priorities == [Priority.INTERACTIVE]
     assert "connected to" in said(pipes)
+
+
+async def test_the_boot_is_asked_for_once_the_line_is_open(
+    service: Service, device: Device, pipes: Pipes
+) -> None:
+    async def boot(call: dict[str, Any]) -> Result:
+        assert device.streams, "the line must be open first"
+        return result({"power_state_before_name": "on", "requested_name": "reset"})
+
+    service.session.answer = boot
+    session = sol(service.client, pipes, boot="pxe")
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        group.create_task(session.run())
+        await until(lambda: "boot pxe: the PC was on; reset" in said(pipes))
+        pipes.end()
+    (call,) = service.session.calls
+    assert call["function"] == "boot.once"
+    assert json.loads(call["arguments"]) == {"device": "pxe", "stream": device.streams[0].channel}
+    assert said(pipes).index("connected to") < said(pipes).index("boot pxe")
+
+
+async def test_a_boot_that_is_refused_ends_the_session_with_the_reason(
+    service: Service, device: Device, pipes: Pipes
+) -> None:
+    service.session.answer = answer(Code.NOT_SUPPORTED, {"error": "this PC cannot boot so"})
+    text = await failure(sol(service.client, pipes, boot="diagnostics"))
+    assert text == "boot diagnostics: this PC cannot boot so"
 
 
 async def test_a_text_that_does_not_come_is_an_error_with_its_name(

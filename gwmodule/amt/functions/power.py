@@ -169,6 +169,13 @@ FUNCTIONS = (
                 unit="seconds",
             ),
             Argument(
+                "force",
+                Kind.BOOLEAN,
+                "also where a stream of another technician must be closed for it; the MSP asks, "
+                "because the gateway knows no technicians",
+                default=False,
+            ),
+            Argument(
                 "by", Kind.TEXT, "who does this, told to streams it closes", default="", high=64
             ),
         ),

@@ -105,7 +105,13 @@ class Api:
             parts.accounts, self.tokens, clock, proxies=options.proxies, origins=options.origins
         )
         self.calls = Calls(
-            parts.registry, parts.sessions, parts.vault, self.events, clock, self.metrics.called
+            parts.registry,
+            parts.sessions,
+            parts.vault,
+            self.events,
+            clock,
+            self.metrics.called,
+            self.streams.to,
         )
         self.consoles = Consoles(parts.sessions, clock)
         labels = Labels(parts.database)

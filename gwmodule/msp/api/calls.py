@@ -15,11 +15,11 @@ import hmac
 import re
 import secrets
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import msgspec
@@ -27,9 +27,17 @@ from aiohttp import web
 
 from gwmodule.amt.digest import ha1
 from gwmodule.amt.functions import CATALOGUE
-from gwmodule.errors import AmtError, Code, LinkLost
+from gwmodule.amt.functions.power import ENDS_SESSIONS
+from gwmodule.errors import AmtError, BadArgument, Code, LinkLost
 from gwmodule.msp.accounts import Principal, Role
-from gwmodule.msp.api.answers import STATUS, ApiError, bad_request, copy_of, error_response
+from gwmodule.msp.api.answers import (
+    STATUS,
+    ApiError,
+    bad_request,
+    copy_of,
+    error_response,
+    time_text,
+)
 from gwmodule.msp.api.asking import GUID, Asked, actor_of
 from gwmodule.msp.api.events import Events
 from gwmodule.msp.api.payloads import CallRequest, Login
@@ -51,7 +59,18 @@ MAX_ANSWERS = 256
 _SAYS_WHO = frozenset({"power.set"})
 # These can change the device's own accounts, and so outlive every right that we could take away.
 _RAW_WRITES = frozenset({"wsman.put", "wsman.invoke"})
+_POWER_STATE = next(a for a in CATALOGUE["power.set"].arguments if a.name == "state")
 _CALL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Held(Protocol):
+    """A stream to a device that somebody has open."""
+
+    @property
+    def holder(self) -> str: ...
+
+    @property
+    def since(self) -> float: ...
 
 
 @dataclass(slots=True)
@@ -86,6 +105,7 @@ class Calls:
         events: Events,
         clock: Callable[[], float],
         observe: Callable[[str, str, float], None] = lambda function, result, seconds: None,
+        held: Callable[[str, UUID], Sequence[Held]] = lambda tenant, device: (),
     ) -> None:
         self._registry = registry
         self._sessions = sessions
@@ -93,6 +113,7 @@ class Calls:
         self._events = events
         self._clock = clock
         self._observe = observe
+        self._held = held
         self._log = EventLog("gwmodule.msp.api")
         self._running: dict[tuple[str, str], _Running] = {}
         self._answers: OrderedDict[
@@ -130,6 +151,8 @@ class Calls:
     async def run(self, asked: Asked, place: Place, body: CallRequest) -> Result:
         """One call through the gateway's session; ApiError for everything but success."""
         self.check_role(asked, body.function)
+        if place.device is not None:
+            self._check_free(asked, place.device, body)
         known = place.known
         session = session_of(self._sessions, place.gateway)
         if place.mac is None:
@@ -199,6 +222,17 @@ class Calls:
     def check_role(self, asked: Asked, function: str) -> None:
         if function in _RAW_WRITES and not asked.principal.role.covers(Role.ADMIN):
             raise ApiError(403, "FORBIDDEN", f"{function} needs role {Role.ADMIN}")
+
+    def _check_free(self, asked: Asked, device: Device, body: CallRequest) -> None:
+        """The gateway closes what is in the way of a power action, whosever it is."""
+        if not _ends_streams(body) or body.arguments.get("force") is True:
+            return
+        for stream in self._held(device.tenant, device.uuid):
+            if stream.holder != asked.actor:
+                since = time_text(stream.since)
+                raise ApiError(
+                    409, "BUSY", f"held by {stream.holder} since {since}; force closes it"
+                )
 
     async def _stored(self, asked: Asked, place: Place) -> Login | None:
         if place.device is None:
@@ -349,6 +383,16 @@ def description_of(result: Result) -> str:
     error, detail = member_of(result, "error"), member_of(result, "detail")
     texts = [str(text)[:1000] for text in (error, detail) if text]
     return ": ".join(texts) or result.code.name.lower().replace("_", " ")
+
+
+def _ends_streams(body: CallRequest) -> bool:
+    if body.function != "power.set":
+        return False
+    try:
+        return _POWER_STATE.parse(body.arguments.get("state")) in ENDS_SESSIONS
+    except BadArgument:
+        # The gateway says so, in its own words.
+        return False
 
 
 def _arguments(body: CallRequest, actor: str) -> bytes:

@@ -30,13 +30,14 @@ SHUTDOWN_TIMEOUT = 2.0
 
 @dataclass(eq=False, slots=True)
 class OpenStream:
-    """`close(code, reason)` ends it; `kind` is sol, kvm, ider or empty."""
+    """`close(code, reason)` ends it; `kind` is sol, kvm, ider or empty; `since` in unix seconds."""
 
     tenant: str
     uuid: UUID
     kind: str
     holder: str
     close: Callable[[Code, str], Awaitable[object]]
+    since: float = 0.0
 
 
 class OpenStreams:
@@ -125,7 +126,9 @@ class Streams:
 
         await self._record(asked, "stream.open", device, target, None)
         ending = Ending(Code.CANCELLED, "broken off")
-        stream = OpenStream(asked.tenant, device.uuid, query.mode, asked.actor, close)
+        stream = OpenStream(
+            asked.tenant, device.uuid, query.mode, asked.actor, close, self._clock()
+        )
         try:
             with self._streams.held(stream):
                 ending = await WebRelay(websocket, query.mode).run(session, target)

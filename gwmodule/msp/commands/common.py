@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, options, the password, the device that is meant."""
+"""What the commands share: exit codes, the service and the device that are meant, passwords."""
 
 from __future__ import annotations
 
@@ -8,37 +8,44 @@ import getpass
 import json
 import os
 import signal
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
 
 from gwmodule.config import split_address
-from gwmodule.errors import GatewayError
-from gwmodule.msp.client import ApiClient
+from gwmodule.errors import ConfigError, GatewayError
+from gwmodule.msp.client import DEFAULT_API, ApiClient, ApiRefused
+from gwmodule.msp.commands import saved
 
 OK = 0
-
-
 FAILED = 1
-
-
 USAGE = 2
-
-
+# What was asked for may have been done, or not: nobody knows without looking.
+UNKNOWN = 3
+# Not logged in, or not any more.
+DENIED = 77
 CONFIG = 78
-
-
 INTERRUPTED = 130
+
+DEFAULT_USER = "admin"
+TOKEN_VARIABLE = "GWMODULE_MSP_TOKEN"  # noqa: S105 - its name
+API_VARIABLE = "GWMODULE_MSP_API"
+MAX_PASSWORD = 255
+# A few CA certificates.
+MAX_CA_FILE = 64 * 1024
 
 Run = Callable[[argparse.Namespace], int]
 
 
-MAX_PASSWORD = 255
-
-
 class UsageError(GatewayError):
     """What was asked for cannot be meant."""
+
+
+class OutcomeUnknown(GatewayError):
+    """Something may have been done, and the answer that would say so did not come."""
 
 
 class Command(Protocol):
@@ -48,11 +55,12 @@ class Command(Protocol):
 
 
 def add_login(parser: argparse.ArgumentParser, *, call: bool = True) -> None:
-    parser.add_argument("--user", default="admin", help="AMT account (default %(default)s)")
+    parser.add_argument("--user", metavar="NAME", help=f"AMT account (default {DEFAULT_USER})")
     parser.add_argument(
         "--password-file",
         metavar="FILE",
-        help="first line is the password, - is stdin; else AMT_PASSWORD, else a prompt",
+        help="first line is the password, - is stdin; else AMT_PASSWORD, else the login that is "
+        "stored at the service, else a prompt",
     )
     if call:
         parser.add_argument(
@@ -66,8 +74,18 @@ def add_login(parser: argparse.ArgumentParser, *, call: bool = True) -> None:
             help="answer the device's nonces here: no secret goes to the gateway, "
             "one more round trip",
         )
-        parser.add_argument("--tls", choices=("auto", "off", "modern", "legacy"))
-        parser.add_argument("--deadline", type=seconds, default=30.0, metavar="S")
+        parser.add_argument(
+            "--tls",
+            choices=("auto", "off", "modern", "legacy"),
+            help="how to speak to the device (default: as it was found)",
+        )
+        parser.add_argument(
+            "--deadline",
+            type=seconds,
+            default=30.0,
+            metavar="S",
+            help="seconds until the gateway gives up (default %(default)g)",
+        )
 
 
 def seconds(text: str) -> float:
@@ -75,6 +93,18 @@ def seconds(text: str) -> float:
     if not 0.1 <= value <= 86400:
         raise argparse.ArgumentTypeError("between 0.1 and 86400 seconds")
     return value
+
+
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"between {low} and {high}")
+        return value
+
+    # argparse names the type in its own complaint.
+    parse.__name__ = "whole number"
+    return parse
 
 
 def port_number(text: str) -> int:
@@ -95,7 +125,7 @@ def online(
         assert task is not None  # noqa: S101 - asyncio.run made one
         for number in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, task.cancel)
-        async with ApiClient(options.api) as client:
+        async with service_of(options) as client:
             return await run(options, client)
 
     def start(options: argparse.Namespace) -> int:
@@ -109,6 +139,35 @@ def run_coroutine(work: Coroutine[Any, Any, int]) -> int:
         return asyncio.run(work)
     except asyncio.CancelledError:
         return INTERRUPTED
+
+
+def service_of(options: argparse.Namespace) -> ApiClient:
+    """--api, else GWMODULE_MSP_API, else the saved login, else the service on this machine."""
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    ca = read_ca(options.ca_file) if options.ca_file else ""
+    address = options.api or os.environ.get(API_VARIABLE, "")
+    if not address:
+        login = saved.load()
+        if login is not None:
+            return ApiClient(login.url, token=token or login.token, cadata=ca or login.ca)
+    return ApiClient(address or DEFAULT_API, token=token, cadata=ca, tenant=options.tenant)
+
+
+def read_ca(file: str) -> str:
+    """The PEM text of a file; ConfigError when it holds no certificate."""
+    try:
+        with Path(file).open(encoding="ascii") as opened:
+            text = opened.read(MAX_CA_FILE + 1)
+        if len(text) > MAX_CA_FILE:
+            raise ConfigError(file, "", f"more than {MAX_CA_FILE} bytes")
+        ssl.create_default_context(cadata=text)
+    except UnicodeDecodeError as exc:
+        raise ConfigError(file, "", "is no PEM text") from exc
+    except (ssl.SSLError, ValueError) as exc:
+        raise ConfigError(file, "", "holds no certificate in PEM") from exc
+    except OSError as exc:
+        raise ConfigError(file, "", exc.strerror or str(exc)) from exc
+    return text
 
 
 async def resolve(client: ApiClient, text: str) -> Any:
@@ -145,27 +204,76 @@ def call_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def login_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The device's login as the technician gives it."""
     mode = "challenge" if options.challenge else "ha1"
-    login = {"username": options.user, "password": password_of(options), "mode": mode}
+    login = {"username": user_of(options), "password": amt_password(options), "mode": mode}
     return {"credential": login}
 
 
-def password_of(options: argparse.Namespace) -> str:
-    """From a file, stdin, the environment or a prompt; never from the command line."""
-    if options.password_file == "-":  # noqa: S105 - that is where it is, not what it is
-        return _checked(_read_line(sys.stdin.fileno()))
-    if options.password_file:
+async def login_or_stored(
+    options: argparse.Namespace, client: ApiClient, guid: str
+) -> dict[str, Any]:
+    """Nothing to send where the service has the login, and the technician gives no other."""
+    gives = options.password_file or "AMT_PASSWORD" in os.environ
+    if gives or options.user or options.challenge or not await _is_stored(client, guid):
+        return login_of(options)
+    return {}
+
+
+async def _is_stored(client: ApiClient, guid: str) -> bool:
+    for path in (f"/api/v1/devices/{guid}/credential", "/api/v1/credential"):
         try:
-            text = Path(options.password_file).read_text()
+            await client.request("GET", path)
+        except ApiRefused as exc:
+            if exc.status != HTTPStatus.NOT_FOUND:
+                raise
+        else:
+            return True
+    return False
+
+
+def user_of(options: argparse.Namespace) -> str:
+    return options.user or DEFAULT_USER
+
+
+def amt_password(options: argparse.Namespace) -> str:
+    """From a file, stdin, the environment or a prompt; never from the command line."""
+    if not options.password_file and "AMT_PASSWORD" in os.environ:
+        return _checked(os.environ["AMT_PASSWORD"])
+    return read_password(
+        options.password_file,
+        f"AMT password of {user_of(options)}: ",
+        "no password: give --password-file FILE, set AMT_PASSWORD, or store one with "
+        "`gwmodule-msp credential set`",
+    )
+
+
+def read_password(
+    file: str | None, prompt: str, missing: str = "no password: give --password-file FILE"
+) -> str:
+    """The first line of a file (- is stdin), else what is typed; UsageError where nobody can."""
+    if file == "-":
+        return _checked(_read_line(sys.stdin.fileno()))
+    if file:
+        try:
+            with Path(file).open() as opened:
+                # Twice what is allowed, in characters: a longer line is refused all the same.
+                line = opened.readline(2 * MAX_PASSWORD)
         except (OSError, UnicodeDecodeError) as exc:
             reason = exc.strerror if isinstance(exc, OSError) else "is no text"
-            raise UsageError(f"{options.password_file}: {reason}") from exc
-        return _checked(text.partition("\n")[0].rstrip("\r"))
-    if "AMT_PASSWORD" in os.environ:
-        return _checked(os.environ["AMT_PASSWORD"])
+            raise UsageError(f"{file}: {reason}") from exc
+        return _checked(line.rstrip("\r\n"))
     if not sys.stdin.isatty():
-        raise UsageError("no password: give --password-file FILE or set AMT_PASSWORD")
-    return _checked(getpass.getpass(f"AMT password of {options.user}: "))
+        raise UsageError(missing)
+    return _checked(getpass.getpass(prompt))
+
+
+def new_password(file: str | None, prompt: str) -> str:
+    """Typed twice, because nobody sees what he types."""
+    password = read_password(file, prompt)
+    if not file and getpass.getpass("again: ") != password:
+        raise UsageError("these are two different passwords")
+    return password
 
 
 def _checked(password: str) -> str:

@@ -1,57 +1,91 @@
-"""Commands about devices: lists, calls, audit."""
+"""Commands about devices: what is known of them, why they can be reached or not, who did what."""
 
 from __future__ import annotations
 
 import argparse
-import sys
+from typing import Any
 
 from gwmodule.msp.client import GRACE, ApiClient
 from gwmodule.msp.commands.common import (
+    FAILED,
     OK,
     Command,
     add_login,
-    arguments_of,
     call_options,
     login_of,
     online,
     path_segment,
     resolve,
+    whole_number,
 )
-from gwmodule.msp.commands.output import ago, print_json, print_tree, show
+from gwmodule.msp.commands.output import ago, print_checklist, print_json, show
+from gwmodule.telemetry import escape
+
+# What the gateway needs for its part.
+EXPLAIN_LIMIT = 20.0
+MAX_AUDIT = 10_000
 
 
 def add(command: Command) -> None:
     devices = command("devices", online(_devices), "list devices")
-    devices.add_argument("--gateway", metavar="NAME")
-    devices.add_argument("--state", choices=("setup", "managed", "found"))
+    devices.add_argument(
+        "text", metavar="TEXT", nargs="?", default="",
+        help="only those with it in UUID, name, address, MAC, gateway or tags",
+    )  # fmt: skip
+    devices.add_argument(
+        "--tag", metavar="TAG", action="append", default=[], help="only those with all these tags"
+    )
+    devices.add_argument("--gateway", metavar="NAME", help="only those behind it")
+    devices.add_argument(
+        "--state",
+        choices=("setup", "managed", "found"),
+        help="not provisioned yet; provisioned; known by its login only",
+    )
     command("candidates", online(_candidates), "list AMT hosts whose UUID is unknown")
 
     identify = command("identify", online(_identify), "log in to a candidate and learn its UUID")
-    identify.add_argument("gateway", metavar="GATEWAY")
-    identify.add_argument("mac", metavar="MAC")
+    identify.add_argument("gateway", metavar="GATEWAY", help="as `candidates` shows it")
+    identify.add_argument("mac", metavar="MAC", help="as `candidates` shows it")
     add_login(identify)
 
-    call = command("call", online(_call), "run a function of a device through its gateway")
-    call.add_argument("uuid", metavar="UUID", help="or its unique beginning")
-    call.add_argument("function", metavar="FUNCTION", help="for example power.get")
-    call.add_argument(
-        "arguments", metavar="KEY=VALUE", nargs="*", help="VALUE is JSON, or else a string"
+    explain = command("explain", online(_explain), "why a device can be reached or not")
+    explain.add_argument("uuid", metavar="UUID", help="or its unique beginning")
+
+    tag = command("tag", online(_tag), "show or change the tags of a device, and its name for us")
+    tag.add_argument("uuid", metavar="UUID", help="or its unique beginning")
+    tag.add_argument("tags", metavar="TAG", nargs="*", help="a tag to add")
+    tag.add_argument(
+        "--remove",
+        metavar="TAG",
+        action="append",
+        default=[],
+        help="a tag to take away; may be repeated",
     )
-    add_login(call)
+    tag.add_argument("--name", metavar="TEXT", help="what you call it; empty for nothing")
 
     for name, run, text in (
         ("unpin", _unpin, "trust the next certificate and realm of a device afresh"),
         ("forget", _forget, "remove a device from the registry"),
     ):
-        command(name, online(run), text).add_argument("uuid", metavar="UUID")
+        parser = command(name, online(run), text)
+        parser.add_argument("uuid", metavar="UUID", help="or its unique beginning")
     audit = command("audit", online(_audit), "who did what")
-    audit.add_argument("uuid", metavar="UUID", nargs="?")
-    audit.add_argument("--limit", type=int, default=100)
+    audit.add_argument("uuid", metavar="UUID", nargs="?", help="or its unique beginning")
+    audit.add_argument(
+        "--limit",
+        type=whole_number(0, MAX_AUDIT),
+        default=100,
+        metavar="N",
+        help="at most so many, the newest first (default %(default)s)",
+    )
 
 
 async def _devices(options: argparse.Namespace, client: ApiClient) -> int:
     query = {name: value for name in ("gateway", "state") if (value := getattr(options, name))}
+    if options.tag:
+        query["tags"] = ",".join(options.tag)
     rows = await client.request("GET", "/api/v1/devices", query=query)
+    rows = [row for row in rows if _has(row, options.text)]
     show(
         options,
         rows,
@@ -61,6 +95,8 @@ async def _devices(options: argparse.Namespace, client: ApiClient) -> int:
             "ADDRESS": lambda d: d["address"],
             "MAC": lambda d: d["mac"] or "",
             "HOST": lambda d: d["hostname"],
+            "NAME": lambda d: d["friendlyName"],
+            "TAGS": lambda d: ",".join(d["tags"]),
             "GATEWAY": lambda d: d["gateway"],
             "REACHABLE": lambda d: "yes" if d["connectionStatus"] else "no",
             "LAST SEEN": lambda d: ago(d["lastSeen"]),
@@ -68,6 +104,12 @@ async def _devices(options: argparse.Namespace, client: ApiClient) -> int:
         },
     )
     return OK
+
+
+def _has(device: dict[str, Any], text: str) -> bool:
+    names = ("guid", "hostname", "friendlyName", "address", "mac", "gateway")
+    shown = [str(device[name] or "") for name in names] + device["tags"]
+    return any(text.casefold() in each.casefold() for each in shown)
 
 
 async def _candidates(options: argparse.Namespace, client: ApiClient) -> int:
@@ -123,23 +165,32 @@ async def _identify(options: argparse.Namespace, client: ApiClient) -> int:
     return OK
 
 
-async def _call(options: argparse.Namespace, client: ApiClient) -> int:
-    arguments = arguments_of(options.arguments)
-    device = await resolve(client, options.uuid)
-    answer = await client.request(
-        "POST",
-        f"/api/v1/devices/{device['guid']}/call",
-        {"function": options.function, "arguments": arguments}
-        | login_of(options)
-        | call_options(options),
-        timeout=options.deadline + GRACE,
-    )
+async def _explain(options: argparse.Namespace, client: ApiClient) -> int:
+    guid = (await resolve(client, options.uuid))["guid"]
+    path = f"/api/v1/devices/{guid}/explain"
+    found = await client.request("GET", path, timeout=EXPLAIN_LIMIT + GRACE)
     if options.json:
-        print_json(answer)
+        print_json(found)
     else:
-        print_tree(answer["result"])
-        exchanges = f"{answer['exchanges']} exchanges in {answer['elapsed']:.3f} s"
-        print(f"[{options.function}: {exchanges}]", file=sys.stderr)
+        print_checklist(found)
+    return OK if found["reachable"] else FAILED
+
+
+async def _tag(options: argparse.Namespace, client: ApiClient) -> int:
+    device = await resolve(client, options.uuid)
+    changes: dict[str, Any] = {}
+    if options.tags or options.remove:
+        kept = [tag for tag in device["tags"] if tag not in options.remove]
+        changes["tags"] = list(dict.fromkeys([*kept, *options.tags]))
+    if options.name is not None:
+        changes["friendlyName"] = options.name
+    if changes:
+        body = {"guid": device["guid"]} | changes
+        device = await client.request("PATCH", "/api/v1/devices", body)
+    if options.json:
+        print_json({name: device[name] for name in ("guid", "friendlyName", "tags")})
+    else:
+        print("\n".join(escape(tag) for tag in device["tags"]), end="\n" if device["tags"] else "")
     return OK
 
 

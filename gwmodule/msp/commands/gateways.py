@@ -11,7 +11,7 @@ from pathlib import Path
 from gwmodule.config import split_address
 from gwmodule.errors import ConfigError
 from gwmodule.msp.client import ApiClient, ApiRefused
-from gwmodule.msp.commands.common import OK, Command, UsageError, online
+from gwmodule.msp.commands.common import OK, Command, UsageError, online, path_segment
 from gwmodule.msp.commands.output import ago, notice, print_json, show
 from gwmodule.msp.enrolment import (
     SERVICE_NAME,
@@ -27,6 +27,22 @@ def add(command: Command) -> None:
     command("gateways", online(_gateways), "list gateways and their links")
     command("gateway list", online(_gateways), "the same as `gateways`")
     new = command("gateway add", online(_gateway_add), "make what a gateway needs to enrol")
+    _add_new(new)
+    new.add_argument("--replace", action="store_true", help="a new certificate for a known name")
+    again = command(
+        "gateway replace",
+        online(_gateway_add),
+        "the same for a known name: new box or new key",
+    )
+    _add_new(again)
+    again.set_defaults(replace=True)
+    revoke = command(
+        "gateway revoke", online(_gateway_revoke), "refuse a gateway from now on, and end its link"
+    )
+    revoke.add_argument("name", metavar="NAME")
+
+
+def _add_new(new: argparse.ArgumentParser) -> None:
     new.add_argument("name", metavar="NAME")
     new.add_argument(
         "--out",
@@ -42,7 +58,6 @@ def add(command: Command) -> None:
         help="where the files will lie on the gateway (default %(default)s)",
     )
     new.add_argument("--lan", metavar="INTERFACE", action="append", help="(default br-lan)")
-    new.add_argument("--replace", action="store_true", help="a new certificate for a known name")
 
 
 async def _gateways(options: argparse.Namespace, client: ApiClient) -> int:
@@ -106,6 +121,11 @@ async def _gateway_add(options: argparse.Namespace, client: ApiClient) -> int:
     else:
         print(f"{out}: {' '.join(sorted(files))}")
         notice(f"copy them to {options.directory} on the gateway and start gwmodule there\n")
+    return OK
+
+
+async def _gateway_revoke(options: argparse.Namespace, client: ApiClient) -> int:
+    await client.request("DELETE", f"/api/v1/gateways/{path_segment(options.name)}")
     return OK
 
 

@@ -6,11 +6,14 @@ import argparse
 import contextlib
 import datetime
 import json
+import shutil
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 from gwmodule.telemetry import escape
+
+BAR_WIDTH = 24
 
 
 def notice(text: str) -> None:
@@ -18,8 +21,48 @@ def notice(text: str) -> None:
     sys.stderr.flush()
 
 
+class ProgressBar:
+    """One line that draws over itself; only on a terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._drawn = False
+        self.shown = stream.isatty()
+
+    def show(self, done: int, total: int, step: str) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        self._stream.write(f"\r{progress_line(done, total, step)[:width]}\x1b[K")
+        self._stream.flush()
+        self._drawn = True
+
+    def clear(self) -> None:
+        if self._drawn:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+            self._drawn = False
+
+
+def progress_line(done: int, total: int, step: str) -> str:
+    """With `total` 0 nobody knows how much there is."""
+    if total <= 0:
+        return f"{done} {escape(step)}"
+    filled = BAR_WIDTH * min(max(done, 0), total) // total
+    bar = "#" * filled + "." * (BAR_WIDTH - filled)
+    return f"[{bar}] {done}/{total} {escape(step)}"
+
+
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2), flush=True)
+
+
+def print_checklist(found: dict[str, Any]) -> None:
+    """What `gwmodule explain` prints at the gateway, with the service's own steps before it."""
+    for step in found["steps"]:
+        print(f"{step['result']:<8} {escape(step['step']):<12} {escape(step['found'])}".rstrip())
+        if step["advice"]:
+            print(f"{'':<21} -> {escape(step['advice'])}")
+    where = next((s["step"] for s in found["steps"] if s["result"] == "failed"), "")
+    print(f"\nfails at: {where}" if where else "\nnothing stands in the way")
 
 
 def print_tree(value: Any, indent: str = "") -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gwmodule.config import split_address
+from gwmodule.msp.client import DEFAULT_API
 from gwmodule.msp.commands.common import OK, Command, UsageError, listen_address
 from gwmodule.telemetry import start_logging
 
@@ -173,13 +174,15 @@ def _serve(options: argparse.Namespace) -> int:
     from gwmodule.msp import server
 
     host, port = listen_address(options.listen)
+    if "://" in options.api:
+        raise UsageError("--api is the path of the socket to serve")
     start_logging(options.log_level)
     server.run(
         server.ServerOptions(
             state=options.state,
             host=host,
             port=port,
-            api=Path(options.api),
+            api=Path(options.api or DEFAULT_API),
             names=tuple(options.name),
             http=_http(options),
             enrolment=_enrolment(options),

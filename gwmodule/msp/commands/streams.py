@@ -9,16 +9,18 @@ import sys
 from typing import Any
 
 from gwmodule.msp.client import ApiClient
+from gwmodule.msp.commands.calls import BOOT_DEVICES
 from gwmodule.msp.commands.common import (
     OK,
     Command,
     add_login,
+    amt_password,
     listen_address,
     online,
-    password_of,
     port_number,
     resolve,
     seconds,
+    user_of,
 )
 from gwmodule.msp.commands.output import notice, print_json
 from gwmodule.msp.forward import Forward
@@ -28,8 +30,22 @@ from gwmodule.telemetry import escape
 
 def add(command: Command) -> None:
     sol = command("sol", online(_sol), "serial line of a device on this terminal; ^] q leaves")
-    sol.add_argument("uuid", metavar="UUID")
+    sol.add_argument("uuid", metavar="UUID", help="or its unique beginning")
     add_login(sol, call=False)
+    start = sol.add_mutually_exclusive_group()
+    start.add_argument(
+        "--boot",
+        metavar="DEVICE",
+        choices=BOOT_DEVICES,
+        help="once the line is open, boot the PC from there, and watch it from its first line on",
+    )
+    start.add_argument(
+        "--reset",
+        dest="boot",
+        action="store_const",
+        const="default",
+        help="the same in the BIOS's own order",
+    )
     sol.add_argument(
         "--send", dest="steps", action=_StepAction, metavar="TEXT", help="type TEXT and Enter"
     )
@@ -52,7 +68,7 @@ def add(command: Command) -> None:
     sol.add_argument("--no-hold", action="store_true", help="no heartbeats by the gateway")
 
     forward = command("forward", online(_forward), "make a device's port a local TCP port")
-    forward.add_argument("uuid", metavar="UUID")
+    forward.add_argument("uuid", metavar="UUID", help="or its unique beginning")
     forward.add_argument("port", metavar="PORT", type=port_number)
     forward.add_argument("--listen", metavar="ADDR:PORT", help="(default 127.0.0.1:PORT)")
     forward.add_argument("--hold", action="store_true", help="heartbeats by the gateway (SOL)")
@@ -82,14 +98,15 @@ async def _sol(options: argparse.Namespace, client: ApiClient) -> int:
         client,
         SolOptions(
             guid=device["guid"],
-            username=options.user,
-            password=password_of(options),
+            username=user_of(options),
+            password=amt_password(options),
             pin=bytes.fromhex(pin) if pin else None,
             hold=not options.no_hold,
             allow_clear_text=options.allow_clear_text,
             steps=steps,
             timeout=timeout,
             idle=options.idle,
+            boot=options.boot or "",
         ),
         stdin=sys.stdin.fileno(),
         stdout=sys.stdout.fileno(),
