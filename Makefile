@@ -68,7 +68,7 @@ test: setup ## all tests
 	$(ISOLATED) -m pytest -m "lab or root"
 
 test-lab: $(STAMP) lab-programs ## the whole system in network namespaces
-	$(ISOLATED) -m pytest tests/lab
+	$(ISOLATED) -m pytest tests/lab tests/console
 
 check: $(STAMP) ## lint, format, types, layers
 	$(BIN)/ruff check .

@@ -267,10 +267,10 @@ class Console:
 
     async def run(self) -> None:
         """Until somebody hangs up, nobody looks any more or the device ends it."""
-        code, reason = Code.OK, ""
+        code, reason = Code.INTERNAL, "our own fault; the log says more"
         try:
             await self._sessions_in_turn()
-            reason = self._stop_reason
+            code, reason = Code.OK, self._stop_reason
         except ChannelReset as exc:
             code, reason = exc.code, exc.reason
         except GatewayError as exc:
@@ -567,6 +567,12 @@ class Consoles:
             self._open[key] = console
             self._tasks.create_task(self._run(key, console), name=f"console-{device}")
         return await console.attach(name, place, may_type=may_type)
+
+    def end(self, tenant: str, device: UUID, reason: str) -> None:
+        """Hang up, whoever holds it."""
+        console = self._open.get((tenant, device))
+        if console is not None:
+            console.stop(reason)
 
     def detach(self, tenant: str, device: UUID, viewer: Viewer) -> None:
         console = self._open.get((tenant, device))

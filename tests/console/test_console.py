@@ -25,6 +25,7 @@ from tests.console.site import (
     sign_in,
     type_on,
 )
+from tests.lab.test_restarts import kill
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
 
@@ -75,6 +76,21 @@ def test_a_browser_that_loses_the_service_goes_on_where_it_was(site: Site, page:
     sees(page, "recovery>", 30)
     page.wait_for_timeout(500)
     assert log_of(page) == site.spoken("pc1")[before:]
+    hang_up(page)
+
+
+def test_a_restarted_gateway_is_a_gap_that_is_said(site: Site, page: Page) -> None:
+    sign_in(page)
+    connect(page, "pc1")
+    sees(page, "recovery>")
+    kill(site.system, "relay")
+    notes = page.locator(".notes")
+    expect(notes).to_contain_text("output between may be missing", timeout=30_000)
+    expect(notes).to_contain_text("opened again", timeout=40_000)
+    expect(pill(page)).to_have_text("connected", timeout=10_000)
+    type_on(page, "uuid\r")
+    sees(page, UUIDS["pc1"])
+    assert b"output between may be missing]" in log_of(page)
     hang_up(page)
 
 

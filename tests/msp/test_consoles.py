@@ -270,6 +270,17 @@ async def test_a_gateway_that_is_away_at_the_start_ends_it_in_words(desk: Desk) 
     assert str(browser.ended) == "gateway home1 is not connected"
 
 
+async def test_a_fault_of_ours_ends_one_console_and_says_so(desk: Desk) -> None:
+    async def fail(*_: object) -> None:
+        raise KeyError("a bug")
+
+    desk.session.open = fail
+    browser = await desk.attach()
+    await browser.wait(lambda: browser.ended)
+    assert browser.ended is not None
+    assert browser.ended.code is Code.INTERNAL
+
+
 async def test_a_policy_refusal_ends_it_with_its_code(desk: Desk) -> None:
     async def refuse(*_: object) -> None:
         raise ChannelReset(Code.REFUSED_POLICY, "the neighbour has another MAC")

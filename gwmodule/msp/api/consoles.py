@@ -16,9 +16,10 @@ from gwmodule.msp.api.calls import Calls
 from gwmodule.msp.api.streams import OpenStream, OpenStreams, open_websocket
 from gwmodule.msp.api.tokens import SpentTokens
 from gwmodule.msp.consoles import ConsoleRefused, Consoles, Line, Place, Viewer
+from gwmodule.msp.database import RegistryError
 from gwmodule.msp.records import NO_PIN
 from gwmodule.msp.registry import Registry
-from gwmodule.msp.sol import SolLogin
+from gwmodule.msp.sol import SolLogin, SolLost
 from gwmodule.msp.subprotocol import CLOSE_BASE, close_reason
 from gwmodule.msp.vault import Vault
 from gwmodule.msp.viewers import CONSOLE_SUBPROTOCOL, ViewerSocket
@@ -65,6 +66,8 @@ class ConsoleRoutes:
             )
 
         async def close(code: Code, reason: str) -> None:
+            # A browser alone would be back at once.
+            self._consoles.end(tenant, uuid, reason)
             await websocket.close(code=CLOSE_BASE + code, message=close_reason(reason))
 
         def detach(viewer: Viewer) -> None:
@@ -76,12 +79,15 @@ class ConsoleRoutes:
 
     async def _line(self, tenant: str, uuid: UUID) -> Line:
         """As things are now: a device may have moved since its console was opened."""
-        device = await self._registry.device(uuid, tenant=tenant)
+        try:
+            device = await self._registry.device(uuid, tenant=tenant)
+            login = await self._vault.load(tenant, uuid)
+        except RegistryError as exc:
+            raise SolLost(str(exc)) from exc
         if device is None:
             raise ConsoleRefused(Code.UNREACHABLE, "the device is not in the registry any more")
         if device.mac is None:
             raise ConsoleRefused(Code.UNREACHABLE, "the gateway has not told the device's MAC yet")
-        login = await self._vault.load(tenant, uuid)
         if login is None:
             raise NotProvisioned("no AMT login is stored for this device")
         pin = device.pin if device.pin != NO_PIN else None

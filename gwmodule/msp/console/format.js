@@ -3,7 +3,6 @@
 export function age(iso, now = Date.now()) {
   if (!iso) return "never";
   const seconds = Math.max(0, (now - Date.parse(iso)) / 1000);
-  if (seconds < 5) return "now";
   if (seconds < 60) return `${Math.floor(seconds)} s`;
   if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
   if (seconds < 86400) return `${Math.floor(seconds / 3600)} h`;
@@ -34,7 +33,8 @@ export function size(bytes) {
 }
 
 export function words(name) {
-  return name.replace(/_/g, " ").replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase();
+  const text = name.replace(/_/g, " ");
+  return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
 // How sure we are that the device would answer now.

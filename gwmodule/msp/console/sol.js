@@ -14,7 +14,7 @@ const ACK_AFTER = 100;
 // A paste goes in pieces, so that it can be held back.
 const PIECE = 4096;
 // 4000 + the service's code (docs/console.md): another attempt would be answered alike.
-const FINAL = new Set([1000, 4009, 4032, 4033, 4037, 4067, 4069, 4070, 4073, 4074, 4001]);
+const FINAL = new Set([1000, 4001, 4009, 4032, 4033, 4034, 4067, 4069, 4070, 4073, 4074]);
 // What a technician may look back at and download.
 const MAX_LOG = 16 * 1024 * 1024;
 

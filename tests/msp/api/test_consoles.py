@@ -97,6 +97,19 @@ async def test_without_a_login_it_ends_with_the_reason(site: Site) -> None:
     assert reason == "no AMT login is stored for this device"
 
 
+async def test_cutting_the_device_s_streams_hangs_up(site: Site) -> None:
+    await store_login(site)
+    websocket = await attach(site, Role.TECHNICIAN)
+    await until(websocket, b"login: ")
+    path = f"/api/v1/devices/disconnect/{PC}"
+    assert await site.request("DELETE", path, token=site.token()) == (200, {"streams": 1})
+    code, _ = await closed(websocket)
+    assert code == CLOSE_BASE + Code.CANCELLED
+    async with asyncio.timeout(5):
+        while len(site.service.api.consoles):
+            await asyncio.sleep(0.01)
+
+
 async def test_a_viewer_watches_what_a_technician_has_open(site: Site) -> None:
     await store_login(site)
     code, reason = await closed(await attach(site, Role.VIEWER))

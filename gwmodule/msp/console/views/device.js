@@ -220,7 +220,7 @@ async function inventory(pane, device) {
     h("div", { class: "panel" }, h("h2", {}, "AMT"), facts([["Version", found.version], ["UUID", h("span", { class: "code" }, found.uuid ?? "")]])),
     part("Chassis", found.chassis, [column("Manufacturer", "manufacturer"), column("Model", "model"), column("Version", "version"), column("Serial", "serial")]),
     part("Boards", found.boards, [column("Manufacturer", "manufacturer"), column("Model", "model"), column("Version", "version"), column("Serial", "serial")]),
-    part("BIOS", found.bios, [column("Manufacturer", "manufacturer"), column("Version", "version"), column("Released", "", (row) => time(row.released) ?? "–")]),
+    part("BIOS", found.bios, [column("Manufacturer", "manufacturer"), column("Version", "version"), column("Released", "", (row) => time(row.released)?.slice(0, 10) ?? "–")]),
     part("Processors", found.processors, generic(found.processors)),
     part("Memory", found.memory, generic(found.memory)),
     part("Disks", found.disks, generic(found.disks)),
