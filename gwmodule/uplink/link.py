@@ -362,8 +362,10 @@ class Link:
                 self.owner.link_progress(self)
             finally:
                 self._progressing = False
-            self._check_pacing()
-            self.flush()
+            # The owner may have closed it over what it heard.
+            if not self._closed:
+                self._check_pacing()
+                self.flush()
 
     # ---- time and end -------------------------------------------------------------------------
 

@@ -147,6 +147,28 @@ async def test_a_timer_fires_once_for_its_deadline() -> None:
         assert machine.timeouts == 1
 
 
+async def test_a_link_that_its_owner_ends_while_it_is_paced_is_left_alone() -> None:
+    """A draining session whose link dies: with it go the channels that the pace was for."""
+    failures: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: failures.append(context))
+    async with plain() as (link, machine, owner, far):
+        machine.shares_the_line = True
+        far.send(b"x")
+        await until(lambda: link._pacing is not None)
+
+        def end(link: Link) -> None:
+            machine.shares_the_line = False
+            link.abort(LinkLost("nothing received"))
+
+        owner.link_progress = end  # type: ignore[method-assign]
+        machine.timeout = loop.time() + 0.02
+        link._arm_timer()
+        await until(lambda: owner.lost)
+        await asyncio.sleep(0.05)
+    assert failures == []
+
+
 async def test_an_end_of_the_peer_is_told_once() -> None:
     async with plain() as (link, _, owner, far):
         far.close()
