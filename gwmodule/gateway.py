@@ -396,9 +396,10 @@ class Relay:
 
     async def _explain_to_msp(self, call: Call) -> dict[str, Any]:
         self._policy.check_access(self._loop.time())
+        # Without it the checklist would tell who is at any address, and which ports are open there.
+        self._policy.check_mac(call.address, call.mac)
         uuid = None if call.uuid == NO_UUID else call.uuid
-        mac = None if call.mac == NO_MAC else call.mac
-        return await self._explainer.explain(Target(uuid, call.address, mac, call.pin))
+        return await self._explainer.explain(Target(uuid, call.address, call.mac, call.pin))
 
     async def _status_to_msp(self, _: Call) -> dict[str, Any]:
         return await self._status({})

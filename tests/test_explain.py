@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -12,10 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gwmodule.amt.presence import REDIRECTION_PORTS
+from gwmodule.config import Config
 from gwmodule.errors import BadArgument, Code, DeviceUnreachable, PolicyRefused
 from gwmodule.explain import Explainer, Result, Target, parse_target
+from gwmodule.gateway import Relay
+from gwmodule.relay.policy import Lockdown
 from gwmodule.sim.device import ANY_PORTS, SimulatedDevice
 from gwmodule.sim.machine import Machine, Provisioning
+from gwmodule.wire.functions import EXPLAIN
+from gwmodule.wire.messages import Call
+from gwmodule.wire.notices import NO_MAC, NO_UUID
 
 ADDRESS = IPv4Address("192.0.2.7")
 MAC = bytes.fromhex("020000000007")
@@ -283,6 +290,15 @@ def test_any_text_gives_a_target_or_a_bad_argument(text: str) -> None:
     except BadArgument:
         return
     assert [target.uuid, target.address, target.mac].count(None) == 2
+
+
+@pytest.mark.parametrize("mac", [NO_MAC, b"\xff" * 6])
+async def test_an_msp_that_names_no_pc_is_not_told_who_is_at_an_address(mac: bytes) -> None:
+    relay = Relay(Config(), random.Random(7), Lockdown(False))
+    call = Call(1, 5.0, ADDRESS, mac, NO_UUID, EXPLAIN)
+    with pytest.raises(PolicyRefused) as refused:
+        await relay._explain_to_msp(call)
+    assert refused.value.rule == "unknown-mac"
 
 
 def test_every_port_of_redirection_is_looked_at() -> None:

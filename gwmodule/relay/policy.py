@@ -146,12 +146,7 @@ class Policy:
         self, model: LanModel, address: IPv4Address, ifname: str, mac: bytes
     ) -> None:
         """Whether the kernel's neighbour at `address` is `mac`. PolicyRefused as `check`."""
-        # The lowest bit of the first octet marks a group (IEEE 802): no device has such an address.
-        if len(mac) != 6 or mac == NO_MAC or mac[0] & 1:
-            self._refuse(
-                Rule.UNKNOWN_MAC,
-                f"{mac.hex(':') or 'nothing'} is not a device's MAC: {address} cannot be verified",
-            )
+        self.check_mac(address, mac)
         neighbour = model.neighbour(address, ifname)
         if neighbour is None or neighbour.lladdr is None or not neighbour.usable:
             self._refuse(Rule.NO_NEIGHBOUR, f"{address} has no neighbour entry on {ifname}")
@@ -160,6 +155,15 @@ class Policy:
                 Rule.OTHER_MAC,
                 f"{address} on {ifname} is {format_mac(neighbour.lladdr)},"
                 f" not the expected {format_mac(mac)}",
+            )
+
+    def check_mac(self, address: IPv4Address, mac: bytes) -> None:
+        """Whether a device is named at all: nobody asks who is at an address. PolicyRefused."""
+        # The lowest bit of the first octet marks a group (IEEE 802): no device has such an address.
+        if len(mac) != 6 or mac == NO_MAC or mac[0] & 1:
+            self._refuse(
+                Rule.UNKNOWN_MAC,
+                f"{mac.hex(':') or 'nothing'} is not a device's MAC: {address} cannot be verified",
             )
 
     def _refuse(self, rule: Rule, message: str) -> NoReturn:
