@@ -242,6 +242,8 @@ def walk(page: Page, name: str) -> None:
         look(link.lower())
     open_terminal(page, "pc1")
     look("terminal")
+    high = page.evaluate("document.documentElement.scrollHeight - innerHeight")
+    assert high <= 0, f"the terminal's page is {high} pixels too high"
 
 
 def test_every_page_by_day(site: Site, page: Page) -> None:
