@@ -36,6 +36,17 @@ class Labels:
         )
         return {UUID(bytes=bytes(row["uuid"])): _label(row) for row in rows}
 
+    async def between(self, tenant: str, first: UUID, last: UUID) -> dict[UUID, Label]:
+        """Of the devices from `first` to `last`, both included."""
+        rows = await self._database.fetch(
+            "SELECT uuid, tags, friendly_name FROM labels"
+            " WHERE tenant = $1 AND uuid BETWEEN $2 AND $3",
+            tenant,
+            first.bytes,
+            last.bytes,
+        )
+        return {UUID(bytes=bytes(row["uuid"])): _label(row) for row in rows}
+
     async def put(self, tenant: str, uuid: UUID, label: Label) -> None:
         await self._database.execute(
             "INSERT INTO labels (tenant, uuid, tags, friendly_name) VALUES ($1, $2, $3, $4)"

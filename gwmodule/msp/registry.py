@@ -10,7 +10,7 @@ acknowledged. Nothing is kept in this process, so that several nodes can share o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -40,6 +40,9 @@ from gwmodule.msp.records import (
 from gwmodule.msp.tables import Tables
 from gwmodule.wire.frames import TlsMode
 from gwmodule.wire.notices import Observation, format_mac
+
+# A limit that is none: both engines take it.
+ALL = 1 << 31
 
 
 class RegistryConflict(GatewayError):
@@ -75,6 +78,16 @@ class LinkDown:
 
 
 Event = Observed | LinkUp | LinkDown
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """How many devices of one gateway are gone or not, contested or not."""
+
+    gateway: str
+    gone: bool
+    contested: bool
+    devices: int
 
 
 class Registry:
@@ -244,11 +257,49 @@ class Registry:
         found = await tables.device(tenant, uuid)
         return found or await tables.device(tenant, UUID(bytes_le=uuid.bytes))
 
-    async def devices(self, tenant: str = DEFAULT_TENANT) -> list[Device]:
+    async def devices(
+        self,
+        tenant: str = DEFAULT_TENANT,
+        *,
+        equal: Mapping[str, str] = {},
+        after: UUID | None = None,
+        skip: int = 0,
+        most: int = ALL,
+    ) -> list[Device]:
+        """In the order of their UUIDs; `equal` gives columns, by this program's own names."""
+        where, values = _matching(tenant, equal)
+        number = len(values)
         rows = await self._database.fetch(
-            "SELECT * FROM devices WHERE tenant = $1 ORDER BY uuid", tenant
+            f"SELECT * FROM devices WHERE {where} AND uuid > ${number + 1}"  # noqa: S608
+            f" ORDER BY uuid LIMIT ${number + 2} OFFSET ${number + 3}",
+            *values,
+            after.bytes if after else b"",
+            most,
+            skip,
         )
         return [device_from(row) for row in rows]
+
+    async def count_devices(
+        self, tenant: str = DEFAULT_TENANT, *, equal: Mapping[str, str] = {}
+    ) -> int:
+        where, values = _matching(tenant, equal)
+        row = await self._database.fetch_one(
+            f"SELECT count(*) AS devices FROM devices WHERE {where}",  # noqa: S608
+            *values,
+        )
+        return 0 if row is None else int(row["devices"])
+
+    async def census(self, tenant: str = DEFAULT_TENANT) -> list[Census]:
+        rows = await self._database.fetch(
+            "SELECT gateway, gone_at IS NOT NULL AS gone, claim_reason <> '' AS contested,"
+            " count(*) AS devices FROM devices WHERE tenant = $1"
+            " GROUP BY gateway, gone_at IS NOT NULL, claim_reason <> ''",
+            tenant,
+        )
+        return [
+            Census(row["gateway"], bool(row["gone"]), bool(row["contested"]), row["devices"])
+            for row in rows
+        ]
 
     async def host(self, gateway: str, mac: bytes) -> Host | None:
         return await Tables(self._database).host(gateway, mac)
@@ -399,3 +450,10 @@ class Registry:
 async def _tenant_of(db: Connection, gateway: str) -> str:
     row = await db.fetch_one("SELECT tenant FROM gateways WHERE name = $1", gateway)
     return DEFAULT_TENANT if row is None else str(row["tenant"])
+
+
+def _matching(tenant: str, equal: Mapping[str, str]) -> tuple[str, list[str]]:
+    """A WHERE clause and its values."""
+    names = ("tenant", *equal)
+    where = " AND ".join(f"{name} = ${number}" for number, name in enumerate(names, 1))
+    return where, [tenant, *equal.values()]

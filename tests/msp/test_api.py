@@ -7,6 +7,7 @@ import stat
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import aiohttp
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from gwmodule.amt.digest import ha1
 from gwmodule.errors import ChannelReset, Code, ConfigError, DeadlineExceeded, LinkLost
 from gwmodule.msp.api import unix_socket
+from gwmodule.msp.api.devices import PART
 from gwmodule.msp.client import ApiRefused
 from gwmodule.msp.records import State
 from gwmodule.wire.frames import CredentialMode, TlsMode
@@ -68,6 +70,35 @@ async def test_devices_can_be_filtered_paged_and_counted(service: Service) -> No
         assert await get("GET", "/api/v1/devices", query=other) == []
     page = await get("GET", "/api/v1/devices", query={"$count": "true", "$skip": "1"})
     assert page == {"data": [], "totalCount": 1}
+
+
+async def test_a_long_list_comes_whole_in_order_and_with_its_labels(service: Service) -> None:
+    total = 2 * PART + 5
+    for number in range(1, total):
+        mac = bytes([2, 1, 0, 0, 0, number])
+        uuid = UUID(int=number << 96)
+        await service.tell(presence(mac=mac, address=IP + number, uuid=uuid))
+        await service.tell(Lease(mac, IP + number, 60, f"pc-{number % 2}", uuid))
+    get = service.client.request
+    last = str(UUID(int=(total - 1) << 96))
+    await get("PATCH", "/api/v1/devices", {"guid": last, "tags": ["last"]})
+    everything = await get("GET", "/api/v1/devices")
+    guids = [device["guid"] for device in everything]
+    assert len(guids) == total
+    assert guids == sorted(set(guids))
+    assert [device["guid"] for device in everything if device["tags"]] == [last]
+    query = {"$skip": "3", "$top": str(PART + 2), "$count": "true"}
+    page = await get("GET", "/api/v1/devices", query=query)
+    assert page == {"data": everything[3 : PART + 5], "totalCount": total}
+    query = {"hostname": "pc-1", "$count": "true", "$top": "1"}
+    page = await get("GET", "/api/v1/devices", query=query)
+    assert page["totalCount"] == len(range(1, total, 2))
+    assert [device["hostname"] for device in page["data"]] == ["pc-1"]
+    query = {"tags": "last", "$count": "true"}
+    page = await get("GET", "/api/v1/devices", query=query)
+    assert (page["totalCount"], page["data"][0]["guid"]) == (1, last)
+    stats = await get("GET", "/api/v1/devices/stats")
+    assert (stats["totalCount"], stats["connectedCount"]) == (total, total)
 
 
 async def test_a_device_without_a_link_is_disconnected(service: Service) -> None:

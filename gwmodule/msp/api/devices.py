@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from uuid import UUID
 
 import msgspec
@@ -33,12 +34,15 @@ from gwmodule.msp.api.calls import (
 from gwmodule.msp.api.events import Events
 from gwmodule.msp.api.shown import shown_audit, shown_device, shown_host
 from gwmodule.msp.api.streams import OpenStreams
-from gwmodule.msp.labels import Label, Labels
+from gwmodule.msp.labels import NO_LABEL, Label, Labels
 from gwmodule.msp.records import Device, State
-from gwmodule.msp.registry import Registry
+from gwmodule.msp.registry import ALL, Registry
 from gwmodule.msp.seam import SessionsSeam
 from gwmodule.msp.vault import Vault
 from gwmodule.wire.notices import NO_MAC, NO_UUID, format_mac, parse_mac
+
+# Devices that are read and written out in one turn of the loop: some three milliseconds.
+PART = 64
 
 
 class Devices:
@@ -73,37 +77,57 @@ class Devices:
 
     async def all(self, asked: Asked) -> object:
         query: p.DevicesQuery = asked.query
-        labels = await self._labels.all(asked.tenant)
-        prefix = query.guid.replace("-", "").lower()
-        tags = frozenset(tag for tag in query.tags.split(",") if tag)
-        match_tags = tags.issubset if query.method == "AND" else _meets(tags)
-        exact = {
-            name: wanted
-            for name in ("hostname", "gateway", "state", "friendly_name")
-            if isinstance(wanted := getattr(query, name), str)
-        }
-        found = []
-        for device in await self._registry.devices(asked.tenant):
-            if not device.uuid.hex.startswith(prefix):
-                continue
-            shown = shown_device(device, self._sessions, labels.get(device.uuid, Label()))
-            if query.status in ("0", "1") and shown.connection_status != (query.status == "1"):
-                continue
-            if tags and not match_tags(shown.tags):
-                continue
-            if all(getattr(shown, name) == wanted for name, wanted in exact.items()):
-                found.append(shown)
+        equal = _given(query, "hostname", "gateway", "state")
+        wanted = _criteria(query)
+        if wanted is None:
+            page = [
+                shown
+                async for part in self._parts(asked.tenant, equal, query.skip, query.top)
+                for shown in part
+            ]
+            if not query.count:
+                return page
+            return p.DevicePage(page, await self._registry.count_devices(asked.tenant, equal=equal))
+        found = [
+            shown
+            async for part in self._parts(asked.tenant, equal, 0, ALL)
+            for shown in part
+            if wanted(shown)
+        ]
         page = found[query.skip : query.skip + query.top]
         return p.DevicePage(page, len(found)) if query.count else page
 
+    async def _parts(
+        self, tenant: str, equal: Mapping[str, str], skip: int, most: int
+    ) -> AsyncIterator[list[p.DeviceAnswer]]:
+        """A long list in parts: no link waits for more than one of them."""
+        after = None
+        while most > 0:
+            size = min(most, PART)
+            devices = await self._registry.devices(
+                tenant, equal=equal, after=after, skip=skip, most=size
+            )
+            if not devices:
+                return
+            labels = await self._labels.between(tenant, devices[0].uuid, devices[-1].uuid)
+            yield [
+                shown_device(device, self._sessions, labels.get(device.uuid, NO_LABEL))
+                for device in devices
+            ]
+            if len(devices) < size:
+                return
+            # SQLite answers inline.
+            await asyncio.sleep(0)
+            after, skip, most = devices[-1].uuid, 0, most - size
+
     async def stats(self, asked: Asked) -> p.DeviceStats:
-        devices = await self._registry.devices(asked.tenant)
-        connected = sum(
-            is_connected(self._sessions, device.gateway) and device.gone_at is None
-            for device in devices
-        )
-        contested = sum(device.contested for device in devices)
-        return p.DeviceStats(len(devices), connected, len(devices) - connected, contested)
+        total = connected = contested = 0
+        for census in await self._registry.census(asked.tenant):
+            total += census.devices
+            contested += census.devices * census.contested
+            if not census.gone and is_connected(self._sessions, census.gateway):
+                connected += census.devices
+        return p.DeviceStats(total, connected, total - connected, contested)
 
     async def tags(self, asked: Asked) -> object:
         labels = await self._labels.all(asked.tenant)
@@ -305,6 +329,31 @@ class Devices:
             uuid=uuid, limit=query.limit, tenant=asked.tenant
         )
         return [shown_audit(entry) for entry in entries]
+
+
+def _criteria(query: p.DevicesQuery) -> Callable[[p.DeviceAnswer], bool] | None:
+    """What is asked for beyond the columns of a device's record; None when nothing is."""
+    prefix = query.guid.replace("-", "").lower()
+    tags = frozenset(tag for tag in query.tags.split(",") if tag)
+    match_tags = tags.issubset if query.method == "AND" else _meets(tags)
+    names = _given(query, "friendly_name")
+    if not prefix and not tags and not names and query.status not in ("0", "1"):
+        return None
+
+    def wanted(shown: p.DeviceAnswer) -> bool:
+        if query.status in ("0", "1") and shown.connection_status != (query.status == "1"):
+            return False
+        if not shown.guid.replace("-", "").startswith(prefix):
+            return False
+        if tags and not match_tags(shown.tags):
+            return False
+        return not names or shown.friendly_name == names["friendly_name"]
+
+    return wanted
+
+
+def _given(query: p.DevicesQuery, *names: str) -> dict[str, str]:
+    return {name: given for name in names if isinstance(given := getattr(query, name), str)}
 
 
 def _meets(wanted: frozenset[str]) -> Callable[[list[str]], bool]:

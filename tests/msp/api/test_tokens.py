@@ -49,6 +49,16 @@ def test_a_token_expires(tokens: Tokens, clock: Clock) -> None:
         tokens.read(text, API)
 
 
+def test_a_token_that_was_read_before_expires_all_the_same(tokens: Tokens, clock: Clock) -> None:
+    text = tokens.for_api(ANNA, 1)
+    assert tokens.read(text, API) == tokens.read(text, API)
+    with pytest.raises(TokenError, match="not for redirection"):
+        tokens.read(text, REDIRECTION)
+    clock.now += 100.0
+    with pytest.raises(TokenError, match="expired"):
+        tokens.read(text, API)
+
+
 def test_a_redirection_token_lives_five_minutes_and_is_for_nothing_else(
     tokens: Tokens, clock: Clock
 ) -> None:
