@@ -26,6 +26,7 @@ from uuid import UUID
 from gwmodule import __version__
 from gwmodule.amt.presence import probe
 from gwmodule.capture.datagrams import MAX_FRAMES, MAX_FRAMES_SECONDS
+from gwmodule.capture.flood import FloodLimit
 from gwmodule.config import Config
 from gwmodule.control import ControlServer, require_free
 from gwmodule.devices import Devices
@@ -77,6 +78,10 @@ from gwmodule.wire.notices import NO_MAC, NO_UUID, Hello, Observation, Presence,
 # Notices that wait in the mux; the rest stays in the outbox, where it still coalesces.
 _NOTICES_IN_FLIGHT = 64
 _LEASE_FILE_INTERVAL = 5.0
+# Log lines of Hellos in a second, and at once: a host that sends them for fun must not push
+# everything else out of a router's log, which is a small ring in RAM.
+_HELLO_LINES = 0.5
+_HELLO_LINES_AT_ONCE = 20.0
 
 
 class Relay:
@@ -125,6 +130,7 @@ class Relay:
             activity=self._activity,
         )
         self._lockdown_ends: asyncio.TimerHandle | None = None
+        self._hello_lines = FloodLimit(_HELLO_LINES, _HELLO_LINES_AT_ONCE)
         self._lease_file = LeaseFile()
         self._leases_seen = 0
         self._listen_again = asyncio.Event()
@@ -204,8 +210,11 @@ class Relay:
         neighbour = self._watcher.model.neighbour(address, ifname)
         mac = NO_MAC if neighbour is None or neighbour.lladdr is None else neighbour.lladdr
         hello = Hello(uuid, address, mac, version, retry, Source.LISTENER, raw)
-        self._log.info("hello", uuid=uuid, address=address, version=version, retry=retry)
-        self._devices.observe(hello, self._loop.time())
+        now = self._loop.time()
+        # Of the whole LAN, as one host has many addresses; `listener.counters` has them all.
+        if self._hello_lines.admits(b"", now):
+            self._log.info("hello", uuid=uuid, address=address, version=version, retry=retry)
+        self._devices.observe(hello, now)
         self._observed()
 
     def _on_lan_event(self, event: LanEvent) -> None:

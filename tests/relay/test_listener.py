@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import random
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -13,7 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gwmodule.config import Config
+from gwmodule.gateway import Relay
 from gwmodule.relay.listener import MAX_CONNECTIONS, MAX_CONNECTIONS_PER_SOURCE, HelloListener
+from gwmodule.relay.policy import Lockdown
 from gwmodule.wire.notices import MAX_HELLO
 from tests.capture.frames import HELLO_A, HELLO_B, HELLO_C, UUID_A, UUID_C
 
@@ -232,3 +237,19 @@ async def test_an_inherited_socket_serves_the_lan_alone_and_outlives_the_listene
         assert len(hellos) == 2
         # Between two listeners, callers wait instead of being refused.
         socket.create_connection(("127.0.0.2", port), timeout=1).close()
+
+
+async def test_a_flood_of_hellos_leaves_the_log_to_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    relay = Relay(Config(), random.Random(7), Lockdown(False))
+    monkeypatch.setattr(relay._watcher.model, "on_link", lambda address: "br-lan")
+    monkeypatch.setattr(relay, "_observed", lambda: None)
+    with caplog.at_level(logging.INFO, "gwmodule.relay"):
+        for number in range(500):
+            # Each from another address, as one host may.
+            source = IPv4Address("10.0.0.1") + number
+            relay._on_hello(UUID(int=number + 1), source, 2, 0, HELLO_A)
+    lines = [record for record in caplog.records if "event=hello" in record.getMessage()]
+    assert 20 <= len(lines) <= 25
+    assert len(relay._devices.listing(0.0)) == 500
