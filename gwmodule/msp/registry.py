@@ -209,6 +209,10 @@ class Registry:
                 fingerprint,
                 at,
             )
+            # Else whoever has stolen one would take the gateway again.
+            await db.execute(
+                "DELETE FROM enrolment_tokens WHERE gateway = $1 AND used_at IS NULL", name
+            )
             await Tables(db).audit(
                 tenant, at, actor, "gateway.add", name, detail={"fingerprint": fingerprint}
             )

@@ -89,6 +89,20 @@ async def test_what_was_invited_before_a_revocation_is_void(database: Database) 
     assert await redeem(enrolments, third, "key", "f3", NOW + 5) == ("home-1", "home-1 f3")
 
 
+@pytest.mark.parametrize("revoked", [True, False])
+async def test_a_stolen_token_does_not_outlive_a_certificate_made_by_hand(
+    database: Database, revoked: bool
+) -> None:
+    enrolments, registry = Enrolments(database), Registry(database)
+    stolen = (await enrolments.invite("home-1", NOW, actor="test")).token
+    if revoked:
+        await registry.revoke_gateway("home-1", NOW + 1, actor="test")
+    await registry.add_gateway("home-1", "f1", NOW + 2, actor="test", replace=True)
+    with pytest.raises(EnrolmentRefused, match="no such token"):
+        await redeem(enrolments, stolen, "thief", "f2", NOW + 3)
+    assert await registry.is_gateway_allowed("home-1", "f1")
+
+
 @pytest.mark.parametrize("expiry", [0.0, -1.0, float("nan"), float("inf"), 1e9])
 async def test_a_token_does_not_last_for_ever(database: Database, expiry: float) -> None:
     with pytest.raises(ValueError, match="at most"):

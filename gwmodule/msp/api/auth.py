@@ -148,7 +148,8 @@ class Authenticator:
     def address_of(self, request: web.Request) -> str:
         """Where a request comes from: the last hop that is no proxy of ours."""
         address = request.remote or "unix"
-        hops = request.headers.get("X-Forwarded-For", "").split(",")
+        # Some proxies add a line of their own below the caller's instead of ending his.
+        hops = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")
         while address in self._proxies and hops:
             address = hops.pop().strip() or address
         return address

@@ -64,6 +64,7 @@ class Gateways:
             replace=body.replace,
             actor=asked.actor,
         )
+        self._end_session(bundle.name, "this gateway has another certificate now")
         return p.GatewayBundle(
             bundle.name,
             bundle.certificate,
@@ -96,6 +97,9 @@ class Gateways:
         await self._registry.revoke_gateway(
             gateway.name, self._clock(), actor=asked.actor, tenant=asked.tenant
         )
-        session = self._sessions.locate(gateway.name)
+        self._end_session(gateway.name, "this gateway's certificate was revoked")
+
+    def _end_session(self, gateway: str, reason: str) -> None:
+        session = self._sessions.locate(gateway)
         if session is not None:
-            session.end(Code.IDENTITY, "this gateway's certificate was revoked")
+            session.end(Code.IDENTITY, reason)

@@ -4,8 +4,11 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
+from multidict import CIMultiDict
 
 from gwmodule.msp.accounts import Accounts, Role
+from gwmodule.msp.api.auth import Authenticator
 from gwmodule.msp.api.limits import LoginLimits, Rate
 from tests.msp.api.conftest import PASSWORD, Site
 from tests.msp.conftest import NOW, PC
@@ -89,6 +92,15 @@ async def test_x_forwarded_for_is_believed_from_a_proxy_only(site: Site) -> None
             headers={"X-Forwarded-For": f"192.0.2.{n}"},
         )  # fmt: skip
     assert status == 429
+
+
+async def test_a_line_that_the_caller_wrote_himself_is_not_the_proxys(site: Site) -> None:
+    authenticator = Authenticator(
+        site.service.accounts, site.service.api.tokens, lambda: NOW, proxies=["192.0.2.1"]
+    )
+    lines = CIMultiDict([("X-Forwarded-For", "203.0.113.1"), ("X-Forwarded-For", "198.51.100.7")])
+    request = make_mocked_request("POST", "/", lines).clone(remote="192.0.2.1")
+    assert authenticator.address_of(request) == "198.51.100.7"
 
 
 async def test_a_new_role_counts_at_once_and_ends_old_tokens(site: Site) -> None:

@@ -20,6 +20,14 @@ async def test_a_revoked_gateway_is_sent_away_and_stays_away(site: Site) -> None
     assert (gateway["revoked"], gateway["connectionStatus"]) == (True, False)
 
 
+async def test_the_box_with_the_old_certificate_is_sent_away_too(site: Site) -> None:
+    body = {"name": "home1", "replace": True}
+    assert (await site.request("POST", "/api/v1/gateways", body, token=site.token()))[0] == 201
+    ended = site.service.session.ended_with
+    assert ended is not None
+    assert ended[0] is Code.IDENTITY
+
+
 async def test_a_name_of_another_tenant_is_taken_and_shows_nothing(site: Site) -> None:
     token = site.token(tenant="other")
     body = {"name": "home1", "replace": True}
