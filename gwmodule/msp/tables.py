@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from functools import cache, partial
 from ipaddress import IPv4Address
 from typing import Any
 from uuid import UUID
@@ -41,8 +41,10 @@ class Tables:
     async def devices_at(self, seen: Seen, mac: bytes, address: IPv4Address) -> list[Device]:
         """Devices at this MAC, and those of this address whose Hello came without a MAC."""
         rows = await self._db.fetch(
-            "SELECT * FROM devices WHERE gateway = $1 AND tenant = $2"
-            " AND (mac = $3 OR (mac IS NULL AND address = $4))",
+            # Not one WHERE with OR: that walks over all devices of the gateway, at each notice.
+            "SELECT * FROM devices WHERE gateway = $1 AND mac = $3 AND tenant = $2"
+            " UNION ALL SELECT * FROM devices"
+            " WHERE gateway = $1 AND mac IS NULL AND address = $4 AND tenant = $2",
             seen.gateway,
             seen.tenant,
             mac,
@@ -209,12 +211,16 @@ class Tables:
         return 0 if row is None else int(row["n"])
 
     async def _upsert(self, table: str, key: tuple[str, ...], values: dict[str, Any]) -> None:
-        # Table and column names are this module's own.
-        names = ", ".join(values)
-        marks = ", ".join(f"${number}" for number in range(1, len(values) + 1))
-        updates = ", ".join(f"{name} = excluded.{name}" for name in values if name not in key)
-        await self._db.execute(
-            f"INSERT INTO {table} ({names}) VALUES ({marks})"  # noqa: S608
-            f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {updates}",
-            *values.values(),
-        )
+        await self._db.execute(_upserting(table, key, tuple(values)), *values.values())
+
+
+@cache
+def _upserting(table: str, key: tuple[str, ...], columns: tuple[str, ...]) -> str:
+    """Table and column names are this module's own."""
+    names = ", ".join(columns)
+    marks = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
+    updates = ", ".join(f"{name} = excluded.{name}" for name in columns if name not in key)
+    return (
+        f"INSERT INTO {table} ({names}) VALUES ({marks})"  # noqa: S608
+        f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {updates}"
+    )
