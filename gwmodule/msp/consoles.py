@@ -347,6 +347,10 @@ class Console:
     def closed(self) -> bool:
         return self._state is State.CLOSED
 
+    @property
+    def seat(self) -> Seat | None:
+        return self._seat
+
     # What a session tells its owner.
 
     def sol_opened(self) -> None:
@@ -542,6 +546,11 @@ class Consoles:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def seat(self, tenant: str, device: UUID) -> Seat | None:
+        """Who holds the device's line, also while his browser is away."""
+        console = self._open.get((tenant, device))
+        return None if console is None or console.closed else console.seat
 
     async def attach(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 from aiohttp import web
 
@@ -25,7 +26,7 @@ from gwmodule.msp.api.answers import (
 )
 from gwmodule.msp.api.asking import MAX_BODY, Asked, body_of, query_of
 from gwmodule.msp.api.auth import Authenticator
-from gwmodule.msp.api.calls import Calls, is_connected
+from gwmodule.msp.api.calls import Calls, Held, is_connected
 from gwmodule.msp.api.consoles import ConsoleRoutes
 from gwmodule.msp.api.devices import Devices
 from gwmodule.msp.api.events import Events
@@ -111,7 +112,7 @@ class Api:
             self.events,
             clock,
             self.metrics.called,
-            self.streams.to,
+            self._held,
         )
         self.consoles = Consoles(parts.sessions, clock)
         labels = Labels(parts.database)
@@ -197,6 +198,12 @@ class Api:
     def _links_changed(self, links: Collection[tuple[str, str, bool]]) -> None:
         for tenant, gateway, up in links:
             self.events.publish(tenant, "gateway", {"name": gateway, "connectionStatus": up})
+
+    def _held(self, tenant: str, device: UUID) -> list[Held]:
+        """What a power action would end, by who holds it."""
+        held = [Held(s.holder, s.since) for s in self.streams.to(tenant, device) if not s.viewer]
+        seat = self.consoles.seat(tenant, device)
+        return held if seat is None else [*held, Held(seat.name, seat.since)]
 
     def application(self) -> web.Application:
         application = web.Application(client_max_size=MAX_BODY, middlewares=[self._answer])

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -63,14 +63,12 @@ _POWER_STATE = next(a for a in CATALOGUE["power.set"].arguments if a.name == "st
 _CALL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class Held(Protocol):
-    """A stream to a device that somebody has open."""
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A stream to a device that somebody has open; `since` in unix seconds."""
 
-    @property
-    def holder(self) -> str: ...
-
-    @property
-    def since(self) -> float: ...
+    holder: str
+    since: float
 
 
 @dataclass(slots=True)

@@ -73,7 +73,10 @@ class ConsoleRoutes:
         def detach(viewer: Viewer) -> None:
             self._consoles.detach(tenant, uuid, viewer)
 
-        with self._streams.held(OpenStream(tenant, uuid, "sol", asked.actor, close)):
+        stream = OpenStream(
+            tenant, uuid, "sol", asked.actor, close, since=self._clock(), viewer=True
+        )
+        with self._streams.held(stream):
             await ViewerSocket(websocket).run(attach, detach)
         return websocket
 

@@ -30,14 +30,18 @@ SHUTDOWN_TIMEOUT = 2.0
 
 @dataclass(eq=False, slots=True)
 class OpenStream:
-    """`close(code, reason)` ends it; `kind` is sol, kvm, ider or empty; `since` in unix seconds."""
+    """`close(code, reason)` ends it; `kind` is sol, kvm, ider or empty; `since` in unix seconds.
+
+    A console's `viewer` does not hold its line: who has the seat does (msp.consoles).
+    """
 
     tenant: str
     uuid: UUID
     kind: str
     holder: str
     close: Callable[[Code, str], Awaitable[object]]
-    since: float = 0.0
+    since: float
+    viewer: bool = False
 
 
 class OpenStreams:

@@ -1,4 +1,5 @@
 import asyncio
+import re
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -123,6 +124,27 @@ async def test_a_viewer_watches_what_a_technician_has_open(site: Site) -> None:
     await viewer.send_json({"type": "takeover"})
     assert (await closed(viewer))[0] == CLOSE_BASE + Code.REFUSED_POLICY
     await technician.close()
+
+
+async def test_who_has_the_seat_is_in_the_way_of_somebody_elses_power_action(site: Site) -> None:
+    await store_login(site)
+    websocket = await attach(site, Role.TECHNICIAN)
+    await until(websocket, b"login:")
+    watcher = await attach(site, Role.VIEWER)
+    arguments: dict[str, object] = {"state": "off"}
+    off = {"function": "power.set", "arguments": arguments}
+    call = f"/api/v1/devices/{PC}/call"
+    status, body = await site.request("POST", call, off, token=site.token(Role.ADMIN))
+    assert (status, body["error"]) == (409, "BUSY")
+    assert re.match("held by .* since 20.*Z; force closes it", body["errorDescription"])
+    # His own is not, and nor is who only looks at it.
+    status, _ = await site.request("POST", call, off, token=site.token(Role.TECHNICIAN))
+    assert status == 200
+    arguments["force"] = True
+    status, _ = await site.request("POST", call, off, token=site.token(Role.ADMIN))
+    assert status == 200
+    for each in (websocket, watcher):
+        await each.close()
 
 
 async def test_the_console_is_served_with_its_policy(site: Site) -> None:
