@@ -140,6 +140,15 @@ def measure(effort: Effort, parts: str, congestion: str, workshop: Workshop) -> 
                 results.functions = cells.functions(
                     workshop, line, rounds=effort.function_rounds, thinks=effort.thinks, say=say
                 )
+                profile = Profile(RATE, RTT / 2, 0.1)
+                _check(results, cells.check_line(line, profile, effort.probes), profile)
+                results.crowd = cells.inventory_of_many(
+                    workshop,
+                    line,
+                    keys=effort.loaded_count,
+                    rounds=effort.loaded_rounds,
+                    say=say,
+                )
     if "e" in parts:
         say(f"(e) {effort.sessions} idle sessions ...")
         results.memory = cells.idle_sessions(workshop, effort.sessions, effort.watch, say)

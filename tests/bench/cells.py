@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.bench.functions import CALL, TUNNEL
+from tests.bench.functions import CALL, KEY_GAP, TUNNEL
 from tests.bench.technician import WARM_UP_IDLE
 from tests.bench.tools import (
     ECHO,
@@ -31,8 +31,6 @@ from tests.lab.line import Line, Measured, Namespaces, Profile, validate
 Maker = Callable[[Place], AbstractContextManager[Tool]]
 Say = Callable[[str], None]
 
-# Human typing is slower; this gives enough samples and still leaves every key alone on the line.
-_KEY_GAP = (0.020, 0.060)
 UP, DOWN, IDLE = "up", "down", "idle"
 
 
@@ -300,7 +298,7 @@ def _loaded_cell(
         if direction != IDLE:
             rates = stack.enter_context(_saturated(place, tool, direction, warm_up, stats))
         line.report()
-        times, missing, _ = _type(place, tool, count, _KEY_GAP)
+        times, missing, _ = _type(place, tool, count, KEY_GAP)
         report = line.report()
     waited = report[DOWN if direction == DOWN else UP]["longest_queue"]
     return _Cell(times, missing, rates.get("rate", 0.0), waited)
@@ -415,7 +413,7 @@ def functions(
                 for number in range(rounds + 1):
                     for way in seen:
                         line.report()
-                        answer = ask(function, way)
+                        answer = ask(function=function, way=way)
                         report = line.report()
                         answer["octets"] = report[UP]["octets"] + report[DOWN]["octets"]
                         if number:
@@ -456,6 +454,43 @@ def _function_rows(
             f" {row.exchanges} exchanges, {row.round_trips} WAN round trips, {row.wan_bytes} bytes"
         )
     return rows
+
+
+@dataclass(slots=True)
+class CrowdResult:
+    """Keys on a stream to one PC, alone and while `devices` others are asked for inventory."""
+
+    devices: int
+    idle: Spread
+    loaded: Spread
+    inventories: int
+
+
+CROWD = 64
+
+
+def inventory_of_many(
+    workshop: Workshop, line: Line, *, keys: int, rounds: int, say: Say
+) -> CrowdResult:
+    """On the line of part b, as it is set; all devices think of nothing and answer at once."""
+    place = Place.on_line(line.near, line.far)
+    times: dict[int, list[float]] = {0: [], CROWD: []}
+    inventories = 0
+    with workshop.device(line.near), workshop.functions(place, 0.0, CROWD) as ask:
+        for _ in range(rounds):
+            for devices, seen in times.items():
+                answer = ask(keys=keys, devices=devices)
+                seen += answer["times"]
+                refused = {code: n for code, n in answer["inventories"].items() if code != "OK"}
+                if refused:
+                    raise BenchError(f"inventories failed: {refused}")
+                inventories += answer["inventories"].get("OK", 0)
+    result = CrowdResult(CROWD, Spread.of(times[0]), Spread.of(times[CROWD]), inventories)
+    say(
+        f"  echo p50 {result.idle.p50:.1f} p99 {result.idle.p99:.1f} ms alone,"
+        f" {result.loaded.p50:.1f} and {result.loaded.p99:.1f} beside {inventories} inventories"
+    )
+    return result
 
 
 # ---- (e) idle sessions --------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """A function on the gateway against the same SOAP calls through a byte stream (part f).
 
-    python -m tests.bench.functions device THINK
+    python -m tests.bench.functions device THINK COUNT
     python -m tests.bench.functions gateway MSP_HOST:PORT BUNDLE_DIRECTORY
     python -m tests.bench.functions msp HOST PORT STATE_DIRECTORY
 
 Both ways cross the same session of the same link and run the same code: `call` on the gateway,
 `tunnel` at the MSP, which keeps its connection to the device and its nonce. The MSP's process takes
-one JSON line {"function", "way"} and answers with one.
+one JSON line {"function", "way"} and answers with one. {"keys", "devices"} asks for the times of so
+many keystrokes on a stream to another PC, while so many devices are asked for their inventory.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import random
 import socket
 import sys
 import time
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -58,25 +61,39 @@ LOOPBACK = IPv4Address("127.0.0.1")
 USER, PASSWORD = "admin", "P@ssw0rd"
 DEADLINE = 120.0
 CALL, TUNNEL = "call", "tunnel"
+ECHO_PORT = 16994  # of tests.bench.device
+# Human typing is slower; this gives enough samples and still leaves every key alone on the line.
+KEY_GAP = (0.020, 0.060)
+_WARM_UP = 5
 
 
-async def run_device(think: float) -> None:
+def pc(number: int) -> tuple[IPv4Address, bytes, UUID]:
+    """Where the PC of this number is, and who it is; number 0 is the one that is called alone."""
+    mac = (int.from_bytes(MAC, "big") + number).to_bytes(6, "big")
+    return LOOPBACK + number, mac, UUID(int=UUID_OF_PC.int + number)
+
+
+async def run_devices(think: float, count: int) -> None:
     """AMT on our loopback, with 390 events, that thinks before each answer (seconds)."""
     loop = asyncio.get_running_loop()
     profile = PROFILES["amt12"]
     if think:
         profile = dataclasses.replace(profile, mischief=Mischief(slow=1.0, delay=think))
-    machine = Machine(
-        UUID_OF_PC,
-        PASSWORD,
-        now=loop.time(),
-        wall=datetime.datetime.now(datetime.UTC).timestamp(),
-        provisioning=Provisioning.MANAGED,
-        profile=profile,
-        nic=Nic(MAC, str(LOOPBACK)),
-    )
-    machine.events.fill(machine.seconds)
-    async with SimulatedDevice(str(LOOPBACK), machine, ports=Ports(16992, 0, 0, 0, 0)):
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(count):
+            address, mac, uuid = pc(number)
+            machine = Machine(
+                uuid,
+                PASSWORD,
+                now=loop.time(),
+                wall=datetime.datetime.now(datetime.UTC).timestamp(),
+                provisioning=Provisioning.MANAGED,
+                profile=profile,
+                nic=Nic(mac, str(address)),
+            )
+            machine.events.fill(machine.seconds)
+            device = SimulatedDevice(str(address), machine, ports=Ports(16992, 0, 0, 0, 0))
+            await stack.enter_async_context(device)
         print("ready", flush=True)
         await loop.run_in_executor(None, sys.stdin.read)
 
@@ -162,6 +179,54 @@ class Msp:
         body = await chosen.run(client, validate(chosen, {}), context)
         return _seen(time.monotonic() - begun, client.facts.exchanges - before, len(body))
 
+    # What a technician at another PC notices of it.
+
+    async def type(self, keys: int, devices: int) -> dict[str, Any]:
+        """A key every 40 ms or so to the echo, whether the last one is back or not."""
+        target = StreamTarget(LOOPBACK, ECHO_PORT, MAC)
+        stream = await self._session.open_stream(target, Priority.INTERACTIVE)
+        sent = deque[float]()
+        times: list[float] = []
+        inventories = Counter[str]()
+
+        async def hear() -> None:
+            while len(times) < keys + _WARM_UP:
+                echoes = await stream.read()
+                now = time.monotonic()
+                times.extend(now - sent.popleft() for _ in echoes)
+
+        async with asyncio.TaskGroup() as tasks:
+            asking = tasks.create_task(self._ask_all(devices, inventories), name="inventories")
+            tasks.create_task(hear(), name="echo")
+            for _ in range(keys + _WARM_UP):
+                sent.append(time.monotonic())
+                stream.write(b"k")
+                await asyncio.sleep(random.uniform(*KEY_GAP))
+            asking.cancel()
+        stream.reset(Code.CANCELLED, "measured")
+        return {"times": times[_WARM_UP:], "inventories": inventories}
+
+    async def _ask_all(self, devices: int, inventories: Counter[str]) -> None:
+        """All at once, and again when all have answered."""
+
+        async def one(number: int) -> None:
+            address, mac, uuid = pc(number)
+            result = await self._session.call(
+                function="inventory.get",
+                arguments=b"{}",
+                address=address,
+                mac=mac,
+                uuid=uuid,
+                credential=Credential(CredentialMode.PASSWORD, USER, PASSWORD),
+                tls=TlsMode.OFF,
+                pin=bytes(32),
+                deadline=DEADLINE,
+            )
+            inventories[result.code.name] += 1
+
+        while devices:
+            await asyncio.gather(*(one(number) for number in range(devices)))
+
     def _credential(self) -> Credential:
         if not self._realm:
             return Credential(CredentialMode.PASSWORD, USER, PASSWORD)
@@ -223,15 +288,17 @@ async def run_msp(host: str, port: int, state: Path) -> None:
         print("ready", flush=True)
         async for line in _lines():
             await msp.connected()
-            print(json.dumps(await msp.ask(**json.loads(line))), flush=True)
+            asked = json.loads(line)
+            answer = await (msp.type(**asked) if "keys" in asked else msp.ask(**asked))
+            print(json.dumps(answer), flush=True)
         raise SystemExit
 
 
 if __name__ == "__main__":
     start_logging("error")
     match sys.argv[1:]:
-        case ["device", think]:
-            asyncio.run(run_device(float(think)))
+        case ["device", think, count]:
+            asyncio.run(run_devices(float(think), int(count)))
         case ["gateway", msp, bundle]:
             asyncio.run(run_gateway(gateway_end.configuration(msp, Path(bundle))))
         case ["msp", host, port, state]:

@@ -8,7 +8,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.bench.cells import DOWN, IDLE, UP, BulkRow, FunctionRow, IdleRow, LoadedRow, MemoryResult
+from tests.bench.cells import (
+    DOWN,
+    IDLE,
+    UP,
+    BulkRow,
+    CrowdResult,
+    FunctionRow,
+    IdleRow,
+    LoadedRow,
+    MemoryResult,
+)
 from tests.bench.functions import CALL, TUNNEL
 from tests.bench.service_cells import SQLITE, ServiceResult
 
@@ -25,6 +35,7 @@ class Results:
     bulk: list[BulkRow] = field(default_factory=list)
     memory: MemoryResult | None = None
     functions: list[FunctionRow] = field(default_factory=list)
+    crowd: CrowdResult | None = None
     service: ServiceResult | None = None
 
     def row(self, tool: str, direction: str, queue: float, loss: float) -> LoadedRow | None:
@@ -83,6 +94,9 @@ def figures(results: Results) -> dict[str, dict[str, Any]]:
                 tunnel.exchanges,
                 lower=False,
             )
+    if results.crowd is not None:
+        more = results.crowd.loaded.p99 - results.crowd.idle.p99
+        put("inventory_64_echo_p99_over_idle_ms", more, 40, 10)
     if results.service is not None:
         found |= {
             name: {"value": value, "bar": None, "goal": None, "ok": None}
@@ -219,6 +233,28 @@ def text(results: Results) -> str:
                     r.vs_call,
                 )
                 for r in results.functions
+            ],
+        )
+    if results.crowd is not None:
+        c = results.crowd
+        lines += [
+            "",
+            f"Echo at another PC while {c.devices} are asked at once (ms):",
+            "",
+        ]
+        lines += _table(
+            "meanwhile | p50 | p95 | p99 | max | keys | inventories",
+            [
+                ("nothing", c.idle.p50, c.idle.p95, c.idle.p99, c.idle.max, c.idle.count, 0),
+                (
+                    "inventory_64",
+                    c.loaded.p50,
+                    c.loaded.p95,
+                    c.loaded.p99,
+                    c.loaded.max,
+                    c.loaded.count,
+                    c.inventories,
+                ),
             ],
         )
     if results.service is not None:

@@ -371,7 +371,7 @@ def calls(workshop: Workshop, served: Service, count: int, say: Say) -> CallResu
             # One request, on a connection of its own as of a script.
             load = Load(f"127.0.0.1:{_HTTP}", path, 1, 0.0, served.token)
             api += _said(reader, msgspec.json.encode(load).decode(), started)["times"]
-            session.append(ask("power.get", CALL)["seconds"])
+            session.append(ask(function="power.get", way=CALL)["seconds"])
         entries = (_audit_entries(served) - before) / len(api)
     result = CallResult(
         api=Spread.of(api),

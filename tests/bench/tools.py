@@ -339,12 +339,14 @@ class Workshop:
             yield _ready(name, ports, started, place)
 
     @contextlib.contextmanager
-    def functions(self, place: Place, think: float) -> Iterator[Callable[[str, str], Any]]:
-        """A device that thinks before each answer, a gateway and an MSP: `ask(function, way)`."""
+    def functions(
+        self, place: Place, think: float, devices: int = 1
+    ) -> Iterator[Callable[..., Any]]:
+        """Devices that think before each answer, a gateway and an MSP that is asked: `ask(...)`."""
         module = [self.python, "-m", "tests.bench.functions"]
         port = str(_LISTEN_PORT + 2)
         with self.started() as started:
-            device = [*module, "device", str(think)]
+            device = [*module, "device", str(think), str(devices)]
             started.start(place.gateway, device, talks=True, environment=self.environment)
             msp = started.start(
                 place.msp,
@@ -358,14 +360,14 @@ class Workshop:
                 environment=self.environment,
             )
 
-            def ask(function: str, way: str) -> Any:
+            def ask(**asked: object) -> Any:
                 assert msp.stdin is not None
                 assert msp.stdout is not None
-                msp.stdin.write(json.dumps({"function": function, "way": way}) + "\n")
+                msp.stdin.write(json.dumps(asked) + "\n")
                 msp.stdin.flush()
                 answer = msp.stdout.readline()
                 if not answer:
-                    raise BenchError(f"{function} by {way} failed; logs in {started.directory}")
+                    raise BenchError(f"{asked} failed; logs in {started.directory}")
                 return json.loads(answer)
 
             yield ask
