@@ -64,7 +64,7 @@ lab: $(STAMP) lab-programs ## the same lab, left running until Ctrl-C
 	$(BIN)/gwmodule-sim lab
 
 test: setup ## all tests
-	$(BIN)/python -m pytest -n 2 -m "not lab and not root"
+	$(BIN)/python -m pytest -n 2 -m "not lab and not root and not systemd"
 	$(ISOLATED) -m pytest -m "lab or root"
 
 test-lab: $(STAMP) lab-programs ## the whole system in network namespaces

@@ -64,6 +64,9 @@ TLS_GRACE = 5.0
 # Ours fires first, so that the error names the step and not just the call.
 _DEADLINE_MARGIN = 0.02
 _MAX_SERVER = 255
+# Larger answers are parsed beside the loop: the worst one within all limits takes a tenth of a
+# second, and a keystroke does not wait for it.
+_PARSED_AT_ONCE = 64 * 1024
 _SOAP_HEADERS = [("Content-Type", "application/soap+xml;charset=UTF-8")]
 _SOAP_TYPES = ("application/soap+xml", "text/xml", "application/xml")
 
@@ -109,6 +112,7 @@ class WsmanClient:
     `dial(port)` returns a connected, non-blocking socket to the device. `pin` is the SHA-256 of the
     device's TLS leaf, zero when it is not known yet. `deadline` is loop time: every operation ends
     by then, with DeadlineExceeded. `host` is the Host header, which no firmware looks at.
+    `parsing` is shared by clients of one loop: a storm of answers is parsed one in a turn of it.
     `ask` gets cnonce and responses for a credential of mode CHALLENGE.
 
     Operations raise DeviceUnreachable, AuthenticationFailed, TlsPinMismatch, DeviceAnswerError,
@@ -125,6 +129,7 @@ class WsmanClient:
         deadline: float,
         ask: Ask | None = None,
         host: str = "amt",
+        parsing: asyncio.Lock | None = None,
         cnonce: Callable[[], str] = partial(secrets.token_hex, 16),  # noqa: B008
     ) -> None:
         self.facts = Facts()
@@ -136,6 +141,7 @@ class WsmanClient:
         self._ask = ask
         self._login = Authenticator(credential, cnonce)
         self._connection: HttpConnection | None = None
+        self._parsing = asyncio.Lock() if parsing is None else parsing
         self._turn = asyncio.Lock()
         self._message_id = 0
         self._received = 0
@@ -238,7 +244,9 @@ class WsmanClient:
             _check_type(answer)
             self.facts.understood = True
             self._received += len(answer.body)
-            return wsman.parse_answer(answer.body)
+            if len(answer.body) <= _PARSED_AT_ONCE:
+                return wsman.parse_answer(answer.body)
+            return await asyncio.to_thread(wsman.parse_answer, answer.body)
 
     async def _within(
         self, step: str, path: str, headers: Headers, body: bytes, *, reads: bool

@@ -3,6 +3,7 @@ import contextlib
 import datetime
 import socket
 import ssl
+import threading
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,7 +14,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from gwmodule.amt import client as client_module
+from gwmodule.amt import wsman
 from gwmodule.amt.client import WsmanAbsent, WsmanClient
+from gwmodule.amt.wsman import Answer
 from gwmodule.errors import (
     AmtError,
     AuthenticationFailed,
@@ -302,6 +305,31 @@ async def test_a_truncated_chunk_tells_how_much_came() -> None:
     server = DeviceServer(always(_CHUNKED + b"0220\r\n" + b"x" * 100), close_after_answer=True)
     async with talking_to(server) as client:
         with pytest.raises(DeviceAnswerError, match="cut after 100 bytes"):
+            await client.get(CLS)
+
+
+async def test_a_large_answer_is_parsed_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    parse = wsman.parse_answer
+
+    def watched(data: bytes) -> Answer:
+        threads.append(threading.get_ident())
+        return parse(data)
+
+    monkeypatch.setattr(wsman, "parse_answer", watched)
+    notes = "".join(f"<g:Notes>{number:060}</g:Notes>" for number in range(1000))
+    large = soap(envelope(f"<g:{CLS}>{notes}</g:{CLS}>"))
+    async with talking_to(DeviceServer(always(large))) as client:
+        assert len((await client.get(CLS))["Notes"]) == 1000
+    async with talking_to(DeviceServer(chassis)) as client:
+        await client.get(CLS)
+    assert [each == threading.get_ident() for each in threads] == [False, True]
+
+
+async def test_a_large_answer_that_is_broken_names_its_step() -> None:
+    broken = soap(b"<a>" + b" " * 100_000)
+    async with talking_to(DeviceServer(always(broken))) as client:
+        with pytest.raises(DeviceAnswerError, match=f"Get {CLS}"):
             await client.get(CLS)
 
 

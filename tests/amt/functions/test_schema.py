@@ -34,7 +34,7 @@ def test_only_what_changes_something_says_so() -> None:
 def test_the_whole_schema_is_json() -> None:
     described = json.loads(json.dumps([each.as_json() for each in CATALOGUE.values()]))
     power = next(each for each in described if each["name"] == "power.set")
-    state, wait, _ = power["arguments"]
+    state, wait, *_ = power["arguments"]
     assert state["required"]
     assert state["choices"]["reset"] == 10
     assert (wait["unit"], wait["default"]) == ("seconds", 0)
@@ -62,7 +62,7 @@ def test_an_unknown_function_names_its_neighbours(name: str, hint: str) -> None:
         ("power.set", {"state": "on", "by": "a\nb"}, "by is"),
         ("power.set", {"state": "on", "weit": 1}, "no argument 'weit'.*did you mean wait"),
         ("power.get", {"x": 1}, "it has: none"),
-        ("boot.once", {"device": "tape"}, "device is 'tape', must be one of pxe"),
+        ("boot.once", {"device": "tape"}, "device is 'tape', must be one of default, pxe"),
         ("kvm.set", {"enabled": "maybe"}, "true or false"),
         ("nvm.write", {"enterprise": "E", "block": 1, "data": "*"}, "data is '\\*'.*base64"),
         ("nvm.write", {"enterprise": "E", "block": 1, "data": ""}, "1 to 65536 bytes"),
