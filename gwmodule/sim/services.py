@@ -157,7 +157,9 @@ class System:
         return self.lab.run("msp", self.technician_command(*arguments), timeout=90, check=False)
 
     def technician_command(self, *arguments: str) -> list[str]:
-        return python("gwmodule.msp.cli", *arguments)
+        # Not the login that whoever runs the lab has saved.
+        home = f"XDG_CONFIG_HOME={DIRECTORY}"
+        return ["env", home, *python("gwmodule.msp.cli", *arguments)]
 
     def ask_msp(self, *arguments: str) -> Any:
         """What a technician's command answered; LabError when it failed."""
