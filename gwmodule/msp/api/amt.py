@@ -1,17 +1,21 @@
-"""Open AMT MPS's paths and payloads, each over one function of our catalogue.
+"""Open AMT MPS's paths and payloads, each over functions of our catalogue.
 
 Where Open AMT hands the device's classes through, the answer has the same classes and members, made
-from what the function read; what the function does not read is not there.
+from what the function read; what the function does not read is not there (tests/msp/api/test_amt.py
+lists it). What its clients send is taken as they send it; what this service cannot do is refused
+with 501 NOT_SUPPORTED rather than answered with a success.
 """
 
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from gwmodule.amt.functions.logs import MAX_EVENTS
 from gwmodule.msp.api import payloads as p
 from gwmodule.msp.api.answers import ApiError, bad_request, json_response
 from gwmodule.msp.api.asking import Asked, device_of
@@ -41,6 +45,20 @@ BOOT_CAPABILITIES = {
     "ForceDiagnosticBoot": {"Power on to diagnostic": 300, "Reset to diagnostic": 301},
     "ForcePXEBoot": {"Reset to PXE": 400, "Power on to PXE": 401},
 }  # fmt: skip
+# Actions that Open AMT numbers and this service does not have.
+UNSUPPORTED = {
+    104: "secure erase", 107: "boot to a local PBA", 108: "boot to a local PBA",
+    109: "boot to WinRE", 110: "boot to WinRE",
+    500: "the operating system's power saving", 501: "the operating system's power saving",
+}  # fmt: skip
+# Open AMT reads the audit log in blocks of this many, as the device gives them.
+AUDIT_BLOCK = 10
+CONNECTION_TYPES: dict[int | None, str] = {
+    0: "Integrated LAN NIC", 1: "Discrete LAN NIC", 2: "LAN via Thunderbolt Dock",
+    3: "Wireless LAN",
+}  # fmt: skip
+WIRELESS = 3
+LINK_POLICIES = {1: "S0 AC", 14: "Sx AC", 16: "S0 DC", 224: "Sx DC"}
 CONSENT = {0: "none", 1: "kvm", 0xFFFFFFFF: "all"}
 CONSENT_NUMBERS = {name: number for number, name in CONSENT.items()}
 
@@ -93,14 +111,35 @@ class Amt:
 
     async def power_action(self, asked: Asked) -> web.Response:
         body: p.ActionRequest = asked.body
+        _check_supported(body.action)
         return await self._act(asked, SUCCESS, "power.set", state=body.action)
 
     async def boot_options(self, asked: Asked) -> web.Response:
         body: p.BootRequest = asked.body
+        _check_supported(body.action)
         arguments: dict[str, Any] = {"device": BOOTS[body.action], "sol": body.useSOL}
-        if body.bootDetails is not None and body.bootDetails.url:
-            arguments["url"] = body.bootDetails.url
+        details = body.bootDetails or p.BootDetails()
+        if details.username or details.password or details.boot_path:
+            raise _not_supported("a login or a path for the boot")
+        if not details.enforce_secure_boot:
+            raise _not_supported("a boot without secure boot")
+        if details.url:
+            arguments["url"] = details.url
         return await self._act(asked, SUCCESS, "boot.once", **arguments)
+
+    async def boot_sources(self, asked: Asked) -> list[p.BootSource]:
+        read = await self._call(asked, "wsman.enumerate", **{"class": "CIM_BootSourceSetting"})
+        return [
+            p.BootSource(
+                bios_boot_string=_text(source, "BIOSBootString"),
+                boot_string=_text(source, "BootString"),
+                element_name=_text(source, "ElementName"),
+                fail_through_supported=_number(source.get("FailThroughSupported")) or 0,
+                instance_id=_text(source, "InstanceID"),
+                structured_bios_boot_string=_text(source, "StructuredBootString"),
+            )
+            for source in _list(read, "instances")
+        ]
 
     # Reading.
 
@@ -136,7 +175,10 @@ class Amt:
             "IdleWakeTimeout": "idle_wake_timeout", "PrivacyLevel": "privacy_level",
             "PowerSource": "power_source",
         }  # fmt: skip
-        return {"Body": {name: read.get(ours) for name, ours in members.items()}}
+        body = {name: read.get(ours) for name, ours in members.items()}
+        # The class has a number here, and no truth value.
+        body["AMTNetworkEnabled"] = _number(body["AMTNetworkEnabled"])
+        return {"Body": body}
 
     async def hardware_info(self, asked: Asked) -> dict[str, Any]:
         read = await self._call(asked, "inventory.get")
@@ -147,6 +189,7 @@ class Amt:
         bios = _as_class(read, "bios", {"Manufacturer": "manufacturer", "Version": "version"})
         for instance, known in zip(bios, _list(read, "bios"), strict=True):
             instance["ReleaseDate"] = {"Datetime": known.get("released", "")}
+        packages = _as_class(read, "boards", hardware), _as_class(read, "chassis", hardware)
         processors = {
             "DeviceID": "name", "Family": "family", "Stepping": "stepping",
             "CurrentClockSpeed": "clock", "MaxClockSpeed": "max_clock", "CPUStatus": "status",
@@ -156,6 +199,10 @@ class Amt:
             "FormFactor": "form_factor", "Speed": "speed", "MaxMemorySpeed": "max_speed",
             "Manufacturer": "manufacturer", "PartNumber": "part", "SerialNumber": "serial",
         }  # fmt: skip
+        cores = _as_class(read, "processors", processors)
+        for core in cores:
+            core["Stepping"] = _number(core["Stepping"])
+        modules = [module | {"IsSpeedInMhz": True} for module in _as_class(read, "memory", memory)]
         disks = [
             {
                 "DeviceID": disk.get("name"),
@@ -172,19 +219,41 @@ class Amt:
             "CIM_Chassis": _first(_as_class(read, "chassis", hardware)),
             "CIM_Card": _first(_as_class(read, "boards", hardware)),
             "CIM_BIOSElement": _first(bios),
-            "CIM_Processor": _all(_as_class(read, "processors", processors)),
-            "CIM_PhysicalMemory": _all(_as_class(read, "memory", memory)),
+            "CIM_Chip": _all(
+                [
+                    *_named(
+                        "CIM_Chip",
+                        _as_class(
+                            read,
+                            "processors",
+                            {
+                                "Tag": "name",
+                                "Version": "brand",
+                            },
+                        ),
+                    ),
+                    *_named("CIM_PhysicalMemory", modules),
+                ]
+            ),
+            "CIM_Processor": _all(cores),
+            "CIM_PhysicalMemory": _all(modules),
             "CIM_MediaAccessDevice": _all(disks),
+            "CIM_PhysicalPackage": _all(
+                [*_named("CIM_Card", packages[0]), *_named("CIM_Chassis", packages[1])]
+            ),
         }
 
     async def network_settings(self, asked: Asked) -> dict[str, Any]:
         answer: dict[str, Any] = {"wired": None, "wireless": None}
         for port in _list(await self._call(asked, "network.get"), "ports"):
             dns = port.get("dns") or []
-            kind = "wired" if port.get("connection") in (0, None) else "wireless"
+            # Firmware before AMT 11 does not tell the kind; the number in the name never changes.
+            wireless = port.get("connection") == WIRELESS or str(port.get("name")).endswith(" 1")
+            kind = "wireless" if wireless else "wired"
+            policies = [entry.get("policy") for entry in port.get("link_policy") or []]
             answer[kind] = answer[kind] or {
                 "instanceID": port.get("name"),
-                "macAddress": port.get("mac"),
+                "macAddress": str(port.get("mac") or "").replace(":", "-"),
                 "linkIsUp": port.get("link"),
                 "dhcpEnabled": port.get("dhcp"),
                 "ipAddress": port.get("address"),
@@ -194,37 +263,52 @@ class Amt:
                 "secondaryDNS": dns[1] if len(dns) > 1 else "",
                 "sharedMAC": port.get("shared_mac"),
                 "ipSyncEnabled": port.get("ip_sync"),
-                "linkPolicy": [entry.get("policy") for entry in port.get("link_policy") or []],
+                "linkPolicy": [LINK_POLICIES.get(policy, "Unknown") for policy in policies],
+                "physicalConnectionType": CONNECTION_TYPES.get(_number(port.get("connection")), ""),
             }
         return answer
 
     # Logs.
 
-    async def event_log(self, asked: Asked) -> dict[str, Any]:
-        read = await self._call(asked, "eventlog.get")
+    async def event_log(self, asked: Asked) -> list[dict[str, Any]] | p.EventPage:
+        query: p.EventLogQuery = asked.query
+        paged = isinstance(query.top, int) or isinstance(query.skip, int)
+        skip = query.skip if isinstance(query.skip, int) else 0
+        top = query.top if isinstance(query.top, int) else MAX_EVENTS
+        # One more than asked for tells whether there are more.
+        read = await self._call(asked, "eventlog.get", limit=min(skip + top + 1, MAX_EVENTS))
         members = {
             "DeviceAddress": "device_address", "EventSensorType": "sensor_type",
             "EventType": "event_type", "EventOffset": "offset", "EventSourceType": "source_type",
-            "EventSeverity": "severity_name", "SensorNumber": "sensor_number",
-            "Entity": "entity", "EntityInstance": "entity_instance", "EntityStr": "entity_name",
-            "Time": "time_text", "Desc": "text",
+            "EventSeverity": "severity", "SensorNumber": "sensor_number", "Entity": "entity",
+            "EntityInstance": "entity_instance", "EntityStr": "entity_name", "Desc": "text",
+            "TimeStamp": "time_text", "Time": "time_text",
         }  # fmt: skip
         records = _as_class(read, "records", members)
         for record, known in zip(records, _list(read, "records"), strict=True):
             record["EventData"] = list(_hex(known.get("data")))
-        return {"records": records, "hasMoreRecords": False}
+        return p.EventPage(records[skip:][:top], len(records) > skip + top) if paged else records
 
     async def audit_log(self, asked: Asked) -> dict[str, Any]:
+        """Newest first, as Open AMT does; the device counts from its oldest record, which is 1."""
         query: p.AuditLogQuery = asked.query
-        # Open AMT counts from 0, the device from 1.
-        read = await self._call(asked, "auditlog.get", start=query.start_index + 1)
+        read = await self._audit_block(asked, 1, AUDIT_BLOCK)
+        total = _number(read.get("total")) or 0
+        left = total - query.start_index
+        if left > 0 and total > AUDIT_BLOCK:
+            first = max(left - AUDIT_BLOCK, 0) + 1
+            read = await self._audit_block(asked, first, left - first + 1)
         members = {
             "AuditAppID": "application", "AuditApp": "application_name", "EventID": "event",
             "Event": "text", "InitiatorType": "initiator_type", "Initiator": "initiator",
             "Time": "time_text", "MCLocationType": "location_type", "NetAddress": "address",
             "Ex": "extended",
         }  # fmt: skip
-        return {"totalCnt": read.get("total", 0), "records": _as_class(read, "records", members)}
+        records = _as_class(read, "records", members)[: max(left, 0)] if left > 0 else []
+        return {"totalCnt": total, "records": records[::-1]}
+
+    async def _audit_block(self, asked: Asked, start: int, limit: int) -> dict[str, Any]:
+        return await self._call(asked, "auditlog.get", start=start, limit=limit)
 
     # Features and consent.
 
@@ -249,6 +333,10 @@ class Amt:
 
     async def set_features(self, asked: Asked) -> web.Response:
         body: p.FeaturesRequest = asked.body
+        if body.ocr:
+            raise _not_supported("switching one-click recovery on")
+        if body.rpe or body.enablePlatformErase or body.platformEraseEnabled:
+            raise _not_supported("switching remote platform erase on")
         if isinstance(body.userConsent, str):
             # Before anything is switched: half of a request is worse than none.
             self._calls.check_role(asked, "wsman.put")
@@ -265,6 +353,8 @@ class Amt:
             wanted["sol"] = body.enableSOL
         if isinstance(body.enableIDER, bool):
             wanted["ider"] = body.enableIDER
+        if isinstance(body.redirection, bool):
+            wanted["listener"] = body.redirection
         if any(wanted.values()) or body.enableKVM is True:
             # Without the listener ports 16994 and 16995 look dead, whatever is enabled.
             wanted["listener"] = True
@@ -285,7 +375,7 @@ class Amt:
 
     async def send_consent(self, asked: Asked) -> web.Response:
         body: p.ConsentRequest = asked.body
-        return await self._act(asked, SUCCESS, "consent.send", code=body.consent_code)
+        return await self._act(asked, SUCCESS, "consent.send", code=int(body.consent_code))
 
     async def cancel_consent(self, asked: Asked) -> web.Response:
         return await self._act(asked, SUCCESS, "consent.cancel")
@@ -298,7 +388,8 @@ class Amt:
                 "ElementName": alarm.get("name"),
                 "InstanceID": alarm.get("name"),
                 "StartTime": {"Datetime": alarm.get("time_text")},
-                "Interval": alarm.get("interval") or 0,
+                "Interval": {"Interval": _duration(_number(alarm.get("interval")) or 0)},
+                "IntervalInMinutes": alarm.get("interval") or 0,
                 "DeleteOnCompletion": alarm.get("once"),
             }
             for alarm in _list(await self._call(asked, "alarm.list"), "alarms")
@@ -306,12 +397,15 @@ class Amt:
 
     async def add_alarm(self, asked: Asked) -> web.Response:
         body: p.AlarmRequest = asked.body
+        if isinstance(body.instance_id, str) and body.instance_id != body.element_name:
+            raise bad_request("InstanceID must be the ElementName, or left out")
+        start = body.start_time
         return await self._act(
             asked,
-            p.StatusAnswer("SUCCESS"),
+            p.AlarmAdded(),
             "alarm.add",
             name=body.element_name,
-            time=_seconds(body.start_time.datetime),
+            time=_seconds(start if isinstance(start, str) else start.datetime),
             interval=body.interval,
             once=body.delete_on_completion,
         )
@@ -346,6 +440,37 @@ def _first(instances: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _all(instances: list[dict[str, Any]]) -> dict[str, Any]:
     return {"responses": instances, "status": 200}
+
+
+def _named(cls: str, instances: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"CreationClassName": cls, **instance} for instance in instances]
+
+
+def _text(instance: dict[str, Any], name: str) -> str:
+    value = instance.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _number(value: Any) -> int | None:
+    """What the device may have told as text."""
+    if isinstance(value, str):
+        return int(value) if value.isascii() and value.isdecimal() and len(value) < 20 else None
+    return int(value) if isinstance(value, int) else None
+
+
+def _check_supported(action: int) -> None:
+    if action in UNSUPPORTED:
+        raise _not_supported(f"action {action} ({UNSUPPORTED[action]})")
+
+
+def _not_supported(what: str) -> ApiError:
+    return ApiError(501, "NOT_SUPPORTED", f"{what} is not supported")
+
+
+def _duration(minutes: int) -> str:
+    """ISO 8601, as the class has it; 0 for an alarm of one time."""
+    hours, rest = divmod(minutes, 60)
+    return f"P{hours // 24}DT{hours % 24}H{rest}M" if minutes else "0"
 
 
 def _hex(text: Any) -> bytes:

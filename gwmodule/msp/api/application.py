@@ -117,7 +117,12 @@ class Api:
         self.consoles = Consoles(parts.sessions, clock)
         labels = Labels(parts.database)
         self._service = Service(
-            parts.registry, self.events, self.metrics, self.authenticator, document
+            parts.registry,
+            self.events,
+            self.metrics,
+            self.authenticator,
+            document,
+            parts.database.dialect.value,
         )
         self.groups: dict[str, object] = {
             "service": self._service,

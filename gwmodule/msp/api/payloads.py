@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from gwmodule.amt.functions.logs import MAX_EVENTS
 from gwmodule.msp.accounts import MAX_PASSWORD, MIN_PASSWORD, Role
 from gwmodule.msp.enrolment_tokens import DEFAULT_EXPIRY
 
@@ -385,35 +386,59 @@ class PowerState(Answer):
     powerstate: int
 
 
-PowerAction = Annotated[
-    int,
-    Meta(
-        ge=2,
-        le=16,
-        description="2 on, 4 sleep, 5 cycle, 7 hibernate, 8 off, 10 reset, 12 soft off,"
-        " 14 soft reset",
-    ),
-]
-
-
-class ActionRequest(Request):
-    action: PowerAction
-
-
 class BootDetails(Request):
+    """`url` for UEFI HTTPS; the rest is what the service cannot do (501), if it asks for it."""
+
     url: Annotated[str, Meta(max_length=1024)] = ""
+    username: Annotated[str, Meta(max_length=MAX_TEXT)] = ""
+    password: Annotated[str, Meta(max_length=MAX_TEXT)] = ""
+    boot_path: Annotated[str, Meta(max_length=MAX_TEXT)] = ""
+    enforce_secure_boot: bool = True
+
+    def __repr__(self) -> str:
+        return f"BootDetails({self.url!r})"
 
 
-class BootRequest(Request, rename=None):
+class _PowerRequest(Request, rename=None):
+    """Open AMT's clients send all of this with every action."""
+
+    useSOL: bool = False
+    method: Annotated[str, Meta(max_length=MAX_TEXT)] = ""
+    bootDetails: BootDetails | None = None
+
+
+class ActionRequest(_PowerRequest, kw_only=True):
+    """`useSOL` and `bootDetails` are for bootOptions; here Open AMT does not look at them."""
+
     action: Annotated[
-        Literal[100, 101, 105, 106, 200, 201, 202, 203, 300, 301, 400, 401],
+        Literal[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 500, 501],
         Meta(
-            description="100/101 BIOS, 105/106 UEFI HTTPS, 200/201 IDE-R floppy,"
-            " 202/203 IDE-R CD, 300/301 diagnostics, 400/401 PXE"
+            description="2 on, 4 sleep, 5 cycle, 7 hibernate, 8 off, 10 reset, 12 soft off,"
+            " 14 soft reset; 500, 501 (the system's power saving): not supported"
         ),
     ]
-    useSOL: bool = False
-    bootDetails: BootDetails | None = None
+
+
+class BootRequest(_PowerRequest, kw_only=True):
+    action: Annotated[
+        Literal[
+            100, 101, 104, 105, 106, 107, 108, 109, 110, 200, 201, 202, 203, 300, 301, 400, 401
+        ],
+        Meta(
+            description="100/101 BIOS, 105/106 UEFI HTTPS, 200/201 IDE-R floppy,"
+            " 202/203 IDE-R CD, 300/301 diagnostics, 400/401 PXE; 104 (secure erase), 107-110"
+            " (local PBA, WinRE): not supported"
+        ),
+    ]
+
+
+class BootSource(Answer):
+    bios_boot_string: str
+    boot_string: str
+    element_name: str
+    fail_through_supported: int
+    instance_id: str = msgspec.field(name="instanceID")
+    structured_bios_boot_string: str
 
 
 class ReturnBody(msgspec.Struct):
@@ -436,31 +461,58 @@ class FeaturesAnswer(msgspec.Struct):
 
 
 class FeaturesRequest(Request, rename=None):
+    """One-click recovery and remote erase are never switched on from here: true is 501."""
+
     userConsent: Literal["none", "kvm", "all"] | UnsetType = UNSET
     enableSOL: bool | UnsetType = UNSET
     enableIDER: bool | UnsetType = UNSET
     enableKVM: bool | UnsetType = UNSET
+    redirection: bool | UnsetType = UNSET
+    ocr: bool = False
+    rpe: bool = False
+    enablePlatformErase: bool = False
+    platformEraseEnabled: bool = False
 
 
 class StatusAnswer(Answer):
     status: str
 
 
+class AlarmAdded(msgspec.Struct):
+    status: str = "SUCCESS"
+    ReturnValue: int = 0
+
+
 class ConsentRequest(Request):
-    consent_code: Annotated[int, Meta(ge=0, le=999_999)]
+    """A text too: leading zeros are part of what the user reads out."""
+
+    consent_code: (
+        Annotated[int, Meta(ge=0, le=999_999)] | Annotated[str, Meta(pattern=r"^[0-9]{6}$")]
+    )
+
+
+AlarmTime = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2})?(\.[0-9]{1,6})?Z?$",
+        examples=["2027-01-15T08:00:00Z"],
+    ),
+]
+AlarmId = Annotated[
+    str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
+]
 
 
 class AlarmStart(Request, rename="pascal"):
-    datetime: Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?(\.\d+)?Z?$")]
+    datetime: AlarmTime
 
 
 class AlarmRequest(Request, rename="pascal"):
-    """`Interval` in minutes, 0 for a single alarm."""
+    """`Interval` in minutes, 0 for a single alarm; an alarm has one name, and it is its id."""
 
-    element_name: Annotated[
-        str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
-    ]
-    start_time: AlarmStart
+    element_name: AlarmId
+    start_time: AlarmTime | AlarmStart
+    instance_id: AlarmId | UnsetType = msgspec.field(default=UNSET, name="InstanceID")
     interval: Annotated[int, Meta(ge=0, le=527_040)] = 0
     delete_on_completion: bool = True
 
@@ -470,7 +522,25 @@ class AlarmName(Request, rename="pascal"):
 
 
 class AuditLogQuery(Request):
+    """How many of the newest records to skip; an answer holds ten."""
+
     start_index: Annotated[int, Meta(ge=0, le=65_534)] = 0
+
+
+class EventLogQuery(Request):
+    """Either makes the answer a page, as Open AMT's Console gives it."""
+
+    top: Annotated[int, Meta(ge=1, le=MAX_EVENTS)] | UnsetType = msgspec.field(
+        default=UNSET, name="$top"
+    )
+    skip: Annotated[int, Meta(ge=0, le=MAX_EVENTS)] | UnsetType = msgspec.field(
+        default=UNSET, name="$skip"
+    )
+
+
+class EventPage(Answer):
+    records: list[dict[str, Any]]
+    has_more_records: bool
 
 
 class NvmQuery(Request):
@@ -498,9 +568,34 @@ class RelayQuery(Request, rename=None):
 # The service.
 
 
-class Health(Answer):
+class Alive(Answer):
     status: str
 
 
 class Version(Answer):
+    """Open AMT calls it `serviceVersion`."""
+
     version: str
+    service_version: str
+
+
+class DatabaseHealth(Answer):
+    name: str
+    status: str
+
+
+class VaultStatus(Answer):
+    initialized: bool
+    sealed: bool
+
+
+class VaultHealth(Answer):
+    name: str
+    status: VaultStatus
+
+
+class Health(Answer):
+    """Open AMT's form; a database that cannot be read is 503."""
+
+    db: DatabaseHealth
+    secret_store: VaultHealth

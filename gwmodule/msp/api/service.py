@@ -33,7 +33,9 @@ class Service:
         metrics: Metrics,
         authenticator: Authenticator,
         document: Callable[[], Mapping[str, Any]],
+        dialect: str,
     ) -> None:
+        self._dialect = dialect
         self._registry = registry
         self._events = events
         self._metrics = metrics
@@ -45,16 +47,22 @@ class Service:
         self._stopping.set()
         self._events.wake()
 
-    async def healthz(self, asked: Asked) -> p.Health:
-        return p.Health("ok")
+    async def healthz(self, asked: Asked) -> p.Alive:
+        return p.Alive("ok")
 
-    async def readyz(self, asked: Asked) -> p.Health:
+    async def readyz(self, asked: Asked) -> p.Alive:
         # RegistryError becomes 503.
         await self._registry.gateway("")
-        return p.Health("ok")
+        return p.Alive("ok")
+
+    async def health(self, asked: Asked) -> p.Health:
+        await self._registry.gateway("")
+        # A service without its vault's key does not start.
+        vault = p.VaultHealth("REGISTRY", p.VaultStatus(initialized=True, sealed=False))
+        return p.Health(p.DatabaseHealth(self._dialect.upper(), "OK"), vault)
 
     async def version(self, asked: Asked) -> p.Version:
-        return p.Version(__version__)
+        return p.Version(__version__, __version__)
 
     async def openapi(self, asked: Asked) -> Mapping[str, Any]:
         return self._document()

@@ -19,6 +19,17 @@ async def test_health_and_readiness_need_no_login(site: Site) -> None:
     assert await site.request("GET", "/readyz") == (200, {"status": "ok"})
 
 
+async def test_health_and_version_have_open_amts_members(site: Site) -> None:
+    status, health = await site.request("GET", "/api/v1/health", token=site.token(Role.VIEWER))
+    assert (status, health["db"]) == (200, {"name": "SQLITE", "status": "OK"})
+    assert health["secretStore"]["status"] == {"initialized": True, "sealed": False}
+    _, version = await site.request("GET", "/api/v1/version", token=site.token(Role.VIEWER))
+    assert version["serviceVersion"] == version["version"]
+    await site.service.database.aclose()
+    status, error = await site.request("GET", "/api/v1/health", token=site.token())
+    assert (status, error["error"]) == (503, "REGISTRY_UNAVAILABLE")
+
+
 async def test_without_its_registry_it_lives_but_is_not_ready(site: Site) -> None:
     await site.service.database.aclose()
     assert (await site.request("GET", "/healthz"))[0] == 200
