@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable
 from typing import Any
+from uuid import UUID
 
 import msgspec
 from aiohttp import web
@@ -18,7 +19,7 @@ from aiohttp import web
 from gwmodule.amt.functions.logs import MAX_EVENTS
 from gwmodule.msp.api import payloads as p
 from gwmodule.msp.api.answers import ApiError, bad_request, json_response
-from gwmodule.msp.api.asking import Asked, device_of
+from gwmodule.msp.api.asking import GUID, Asked, device_of
 from gwmodule.msp.api.calls import Calls, body_of
 from gwmodule.msp.records import Device
 from gwmodule.msp.registry import Registry
@@ -199,6 +200,7 @@ class Amt:
             "FormFactor": "form_factor", "Speed": "speed", "MaxMemorySpeed": "max_speed",
             "Manufacturer": "manufacturer", "PartNumber": "part", "SerialNumber": "serial",
         }  # fmt: skip
+        chips = {"Tag": "name", "Version": "brand"}
         cores = _as_class(read, "processors", processors)
         for core in cores:
             core["Stepping"] = _number(core["Stepping"])
@@ -213,7 +215,7 @@ class Amt:
         ]
         return {
             "CIM_ComputerSystemPackage": {
-                "response": {"PlatformGUID": str(read.get("uuid") or "").replace("-", "")},
+                "response": {"PlatformGUID": _platform_guid(read.get("uuid"))},
                 "status": 200,
             },
             "CIM_Chassis": _first(_as_class(read, "chassis", hardware)),
@@ -221,17 +223,7 @@ class Amt:
             "CIM_BIOSElement": _first(bios),
             "CIM_Chip": _all(
                 [
-                    *_named(
-                        "CIM_Chip",
-                        _as_class(
-                            read,
-                            "processors",
-                            {
-                                "Tag": "name",
-                                "Version": "brand",
-                            },
-                        ),
-                    ),
+                    *_named("CIM_Chip", _as_class(read, "processors", chips)),
                     *_named("CIM_PhysicalMemory", modules),
                 ]
             ),
@@ -471,6 +463,13 @@ def _duration(minutes: int) -> str:
     """ISO 8601, as the class has it; 0 for an alarm of one time."""
     hours, rest = divmod(minutes, 60)
     return f"P{hours // 24}DT{hours % 24}H{rest}M" if minutes else "0"
+
+
+def _platform_guid(uuid: Any) -> str:
+    """As the device writes it: the bytes of SMBIOS, in which the first three fields are swapped."""
+    if not isinstance(uuid, str) or not GUID.fullmatch(uuid):
+        return ""
+    return UUID(uuid).bytes_le.hex().upper()
 
 
 def _hex(text: Any) -> bytes:

@@ -103,6 +103,8 @@ async def test_settings_and_hardware_have_open_amts_members(amt: Site) -> None:
     assert hardware["CIM_Chassis"]["response"]["Manufacturer"] == "HP"
     assert hardware["CIM_Card"]["response"]["SerialNumber"] == "2"
     assert hardware["CIM_Processor"]["responses"][0]["Stepping"] == 9
+    package = hardware["CIM_ComputerSystemPackage"]["response"]
+    assert package["PlatformGUID"] == "13AEE355D2BFBB6117A088AEDD7037EA"
     chips = [chip["CreationClassName"] for chip in hardware["CIM_Chip"]["responses"]]
     assert chips == ["CIM_Chip", "CIM_PhysicalMemory"]
     assert hardware["CIM_BIOSElement"]["response"]["ReleaseDate"]["Datetime"].startswith("2019")
