@@ -41,6 +41,7 @@ from gwmodule.msp.seam import SessionsSeam
 from gwmodule.msp.vault import Vault
 from gwmodule.wire.notices import NO_MAC, NO_UUID, format_mac, parse_mac
 
+_MEMBERS = frozenset(field.encode_name for field in msgspec.structs.fields(p.DeviceAnswer))
 # Devices that are read and written out in one turn of the loop: some three milliseconds.
 PART = 64
 
@@ -139,6 +140,7 @@ class Devices:
     async def change(self, asked: Asked) -> p.DeviceAnswer:
         body: p.DeviceChange = asked.body
         device = await device_of(self._registry, asked.tenant, body.guid)
+        _check_sent_back(await asked.http.read(), device)
         label = await self._labels.of(asked.tenant, device.uuid)
         tags, name = label.tags, label.friendly_name
         if not isinstance(body.tags, msgspec.UnsetType):
@@ -156,6 +158,9 @@ class Devices:
         return await self._shown(device)
 
     async def forget(self, asked: Asked) -> None:
+        query: p.ForgetQuery = asked.query
+        if not query.is_secret_to_be_deleted:
+            raise bad_request("the login of a device is forgotten with it")
         device = await self._device(asked)
         await self._registry.forget(
             device.uuid, self._clock(), actor=asked.actor, tenant=asked.tenant
@@ -186,7 +191,7 @@ class Devices:
         await self._calls.record(
             asked.principal, "device.disconnected", device.gateway, device, detail
         )
-        return p.Disconnected(len(streams))
+        return p.Disconnected(len(streams), f"streams cut: {len(streams)}")
 
     # Calls.
 
@@ -358,6 +363,14 @@ def _given(query: p.DevicesQuery, *names: str) -> dict[str, str]:
 
 def _meets(wanted: frozenset[str]) -> Callable[[list[str]], bool]:
     return lambda tags: not wanted.isdisjoint(tags)
+
+
+def _check_sent_back(body: bytes, device: Device) -> None:
+    sent: dict[str, object] = msgspec.json.decode(body)
+    if unknown := sorted(sent.keys() - _MEMBERS):
+        raise bad_request(f"Object contains unknown field `{unknown[0][:64]}`")
+    if sent.get("hostname", device.hostname) != device.hostname:
+        raise bad_request("hostname is what the PC calls itself; give it a friendlyName")
 
 
 def _recorded(device: Device) -> p.ExplainStep:

@@ -102,6 +102,14 @@ class Claim(Answer):
     at: str | None
 
 
+class DeviceInfo(Answer):
+    """Open AMT's place for what the gateway has found out about the device."""
+
+    fw_version: str
+    ip_address: str
+    last_updated: str | None
+
+
 class DeviceAnswer(Answer):
     """`hostname` is what the PC told the DHCP server: anybody's text."""
 
@@ -130,6 +138,7 @@ class DeviceAnswer(Answer):
     ports: list[int]
     tls: str
     pin: str | None
+    device_info: DeviceInfo
 
 
 class DevicePage(Answer):
@@ -137,8 +146,11 @@ class DevicePage(Answer):
     total_count: int
 
 
-class DeviceChange(Request):
-    """Open AMT's PATCH names the device in the body."""
+class DeviceChange(Request, forbid_unknown_fields=False):
+    """Open AMT's PATCH names the device in the body; its console sends back all that it was told.
+
+    So members of DeviceAnswer are taken along; other ones are refused, and another host name is.
+    """
 
     guid: Guid
     tags: Annotated[list[Tag], Meta(max_length=32)] | UnsetType = UNSET
@@ -164,6 +176,14 @@ class Disconnected(Answer):
     """How many streams to the device were cut."""
 
     streams: int
+    description: str
+    success: int = 200
+
+
+class ForgetQuery(Request):
+    """Open AMT can keep the stored login of a device that is forgotten; here it always goes too."""
+
+    is_secret_to_be_deleted: bool = True
 
 
 class Login(Request):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from gwmodule.msp.api import payloads as p
 from gwmodule.msp.api.answers import mac_text, time_text
 from gwmodule.msp.api.calls import is_connected
@@ -9,6 +11,8 @@ from gwmodule.msp.labels import NO_LABEL, Label
 from gwmodule.msp.records import NO_PIN, AuditEntry, Device, Gateway, Host
 from gwmodule.msp.seam import SessionsSeam
 from gwmodule.wire.notices import format_mac
+
+_AMT_SERVER = re.compile(r"Intel\(R\) Active Management Technology ([0-9.]{1,32})")
 
 
 def shown_device(device: Device, sessions: SessionsSeam, label: Label = NO_LABEL) -> p.DeviceAnswer:
@@ -45,7 +49,18 @@ def shown_device(device: Device, sessions: SessionsSeam, label: Label = NO_LABEL
         ports=list(device.ports),
         tls=device.tls.name.lower(),
         pin=device.pin.hex() if device.pin != NO_PIN else None,
+        device_info=p.DeviceInfo(
+            fw_version=_version_of(device.server),
+            ip_address=str(device.address),
+            last_updated=time_text(device.answered_at),
+        ),
     )
+
+
+def _version_of(server: str) -> str:
+    """AMT tells its version in the header Server, before any login."""
+    found = _AMT_SERVER.match(server)
+    return found[1] if found else ""
 
 
 def shown_host(host: Host, sessions: SessionsSeam) -> p.Candidate:

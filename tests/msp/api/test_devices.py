@@ -43,12 +43,36 @@ async def test_tags_and_a_friendly_name_are_set_found_and_forgotten(site: Site) 
     [
         {"tags": ["a,b"]}, {"tags": ["a\nb"]}, {"tags": [""]}, {"tags": ["x" * 64]},
         {"tags": [str(n) for n in range(33)]}, {"tags": "a"}, {"friendlyName": "a\x1b[2J"},
-        {"friendlyName": "x" * 256}, {"hostname": "mine"}, {"guid": "' OR 1=1 --"},
+        {"friendlyName": "x" * 256}, {"hostname": "mine"}, {"tag": ["a"]}, {"guid": "' OR 1=1 --"},
     ],
 )  # fmt: skip
 async def test_a_label_that_cannot_be_is_refused(site: Site, change: dict[str, Any]) -> None:
     body = {"guid": str(PC)} | change
     assert (await site.request("PATCH", "/api/v1/devices", body, token=site.token()))[0] == 400
+
+
+async def test_open_amts_console_sends_a_whole_device_back(site: Site) -> None:
+    _, device = await site.request("GET", DEVICE, token=site.token())
+    assert device["deviceInfo"]["fwVersion"] == "15.0.23.1706"
+    assert device["deviceInfo"]["ipAddress"] == device["address"]
+    changed = device | {"friendlyName": "till 3", "lastAnswer": None}
+    status, answer = await site.request("PATCH", "/api/v1/devices", changed, token=site.token())
+    assert (status, answer) == (200, device | {"friendlyName": "till 3"})
+
+
+@pytest.mark.parametrize("server", ["nginx", "Intel(R) Active Management Technology ", "x" * 300])
+async def test_a_server_that_tells_no_version_has_none(site: Site, server: str) -> None:
+    await site.service.tell(presence(server=server))
+    _, device = await site.request("GET", DEVICE, token=site.token())
+    assert device["deviceInfo"]["fwVersion"] == ""
+
+
+async def test_a_login_goes_with_its_device(site: Site) -> None:
+    await site.request("PUT", f"{DEVICE}/credential", LOGIN, token=site.token())
+    url = f"{DEVICE}?isSecretToBeDeleted="
+    assert (await site.request("DELETE", url + "false", token=site.token()))[0] == 400
+    assert (await site.request("DELETE", url + "true", token=site.token()))[0] == 204
+    assert await site.service.database.fetch("SELECT * FROM credentials") == []
 
 
 @pytest.mark.parametrize("name", ["'; DROP TABLE devices; --", '"><img src=x>', "a\x00b", "\ud800"])
