@@ -79,6 +79,7 @@ class Calls:
         self._own = {} if own is None else own
         self._log = EventLog("gwmodule.calls")
         self._running: dict[tuple[Session, int], _Running] = {}
+        self._parsing = asyncio.Lock()
         self._devices: dict[bytes, _Turn] = {}
         # When each device got its last power request.
         self._power: dict[bytes, float] = {}
@@ -178,7 +179,13 @@ class Calls:
             return responses.cnonce, responses.responses
 
         return WsmanClient(
-            dial, call.credential, tls=call.tls, pin=call.pin, deadline=deadline, ask=ask
+            dial,
+            call.credential,
+            tls=call.tls,
+            pin=call.pin,
+            deadline=deadline,
+            ask=ask,
+            parsing=self._parsing,
         )
 
     async def _ask(self, session: Session, challenge: Challenge) -> Responses:

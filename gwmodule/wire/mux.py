@@ -66,6 +66,9 @@ MAX_ANSWERS = 1024
 MAX_PINGS = 16
 # Messages that wait for credit: a peer that asks for ever and never gives any is cut off.
 MAX_MESSAGES = 4096
+# A message above this goes behind the keys that wait: the results of 64 inventories, 150 KiB, would
+# hold one up for as long as they take, and no caller waits for a key.
+MAX_URGENT_MESSAGE = 1024
 # What `room` allows to wait in a channel's send queue.
 # Indexed by priority (a list: hashing an enumeration member is a call in Python); channel 0 has
 # messages instead of a queue.
@@ -447,6 +450,10 @@ class Mux:
     def _next_urgent(self) -> bytes | None:
         if self._messages:
             size = len(self._messages[0]) - HEADER_SIZE
+            if size > MAX_URGENT_MESSAGE:
+                frame = self._next_data(Priority.INTERACTIVE)
+                if frame is not None:
+                    return frame
             if size <= self._control_out.available:
                 self._control_out.sent += size
                 return self._messages.popleft()

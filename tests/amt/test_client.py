@@ -73,9 +73,12 @@ def client_to(
     within: float = 5.0,
     tls: TlsMode = TlsMode.AUTO,
     pin: bytes = bytes(32),
+    parsing: asyncio.Lock | None = None,
 ) -> WsmanClient:
     deadline = asyncio.get_running_loop().time() + within
-    return WsmanClient(dial_to(ports), credential, deadline=deadline, tls=tls, pin=pin)
+    return WsmanClient(
+        dial_to(ports), credential, deadline=deadline, tls=tls, pin=pin, parsing=parsing
+    )
 
 
 @asynccontextmanager
@@ -99,6 +102,22 @@ async def test_one_challenge_serves_many_requests_on_one_connection() -> None:
     # The firmware closes the connection with its 401; everything after it shares another.
     assert server.connections == 2
     assert client.facts.exchanges == 6
+
+
+async def test_clients_that_share_a_loop_parse_one_after_the_other() -> None:
+    servers, parsing = [DeviceServer(chassis), DeviceServer(chassis)], asyncio.Lock()
+    async with contextlib.AsyncExitStack() as stack:
+        clients = []
+        for server in servers:
+            await stack.enter_async_context(server.serving())
+            client = client_to({16992: server.port}, parsing=parsing)
+            clients.append(await stack.enter_async_context(client))
+        async with asyncio.TaskGroup() as tasks, parsing:
+            asking = [tasks.create_task(client.get(CLS)) for client in clients]
+            done, _ = await asyncio.wait(asking, timeout=0.3)
+            assert not done
+            assert all(server.authorized for server in servers)
+        assert [task.result() for task in asking] == [{"Model": "NUC9"}] * 2
 
 
 async def test_a_401_without_close_keeps_the_connection() -> None:

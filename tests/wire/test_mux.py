@@ -433,6 +433,21 @@ def test_a_keystroke_overtakes_queued_bulk(pair: Pair) -> None:
     assert events(pair.gateway)[-1] == DataReceived(terminal, b"\r")
 
 
+def test_a_keystroke_overtakes_long_messages_and_no_short_ones(pair: Pair) -> None:
+    terminal = pair.open()
+    for call in range(3):
+        pair.gateway.send_message(Result(call, Code.OK, 0.0, 1, bytes(3000)))
+    first = pair.gateway.data_to_send(budget=1)
+    pair.gateway.send(terminal, b"\r")
+    pair.msp.receive_data(first + pair.gateway.data_to_send(budget=1), now=0.0)
+    assert events(pair.msp)[-1] == DataReceived(terminal, b"\r")
+    pair.deliver()
+    assert len(events(pair.msp)) == 2
+    pair.gateway.send_message(Result(3, Code.OK, 0.0, 1, b"{}"))
+    pair.gateway.send(terminal, b"\r")
+    assert types(pair.gateway.data_to_send(budget=1)) == [FrameType.RESULT]
+
+
 def test_the_classes_are_strict_control_then_interactive_then_bulk(pair: Pair) -> None:
     bulk, terminal = pair.open(BULK), pair.open()
     pair.msp.send(bulk, b"bulk")
