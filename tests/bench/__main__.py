@@ -190,7 +190,7 @@ def _machine(congestion: str, python: str) -> dict[str, object]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="about 60 seconds, the same tables")
+    parser.add_argument("--quick", action="store_true", help="some three minutes, the same tables")
     parser.add_argument("--only", default=_PARTS, metavar="LIST", help="parts, such as a,b")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     parser.add_argument("--name", default="", help="of the files, default full or quick")
