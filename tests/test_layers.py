@@ -99,6 +99,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gwmodule.msp.tls",
         "gwmodule.msp.vault",
         "gwmodule.msp.viewers",
+        "gwmodule.msp.traffic",
         "gwmodule.msp.webrelay",
         "gwmodule.relay.calls",
         "gwmodule.relay.capture_client",

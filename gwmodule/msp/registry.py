@@ -305,6 +305,13 @@ class Registry:
             for row in rows
         ]
 
+    async def states(self) -> dict[State, int]:
+        """How many devices of all tenants are in each state."""
+        rows = await self._database.fetch(
+            "SELECT state, count(*) AS devices FROM devices GROUP BY state"
+        )
+        return dict.fromkeys(State, 0) | {State(row["state"]): row["devices"] for row in rows}
+
     async def host(self, gateway: str, mac: bytes) -> Host | None:
         return await Tables(self._database).host(gateway, mac)
 

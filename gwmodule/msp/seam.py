@@ -12,6 +12,7 @@ from typing import Protocol
 from uuid import UUID
 
 from gwmodule.errors import Code
+from gwmodule.msp.traffic import Traffic
 from gwmodule.wire.frames import Priority, TlsMode
 from gwmodule.wire.messages import Credential, Progress, Result, StreamTarget
 
@@ -93,6 +94,11 @@ class SessionSeam(Protocol):
 
 
 class SessionsSeam(Protocol):
+    @property
+    def traffic(self) -> Traffic:
+        """What the sessions of this process have carried."""
+        ...
+
     def locate(self, gateway: str) -> SessionSeam | None: ...
 
     def all(self) -> Sequence[SessionSeam]: ...

@@ -28,6 +28,7 @@ from gwmodule.errors import (
     LinkLost,
     RemoteProtocolError,
 )
+from gwmodule.msp.traffic import Direction, Traffic
 from gwmodule.telemetry import EventLog
 from gwmodule.uplink.link import Link
 from gwmodule.wire.bodies import MAX_BODY, BodyError, inflate
@@ -115,6 +116,7 @@ class Stream:
             elif heartbeat := await self._wait_held(self._hold):
                 return heartbeat
         data = self._incoming.popleft()
+        self._session.traffic.carried[self._priority, Direction.FROM_DEVICE] += len(data)
         if self._ended is None:
             self._session.consumed(self._channel, len(data))
         if self._hold is not None:
@@ -146,6 +148,7 @@ class Stream:
             # A reader waits by the timeouts of before.
             self._wake_reader()
         self._session.mux.send(self._channel, data)
+        self._session.traffic.carried[self._priority, Direction.TO_DEVICE] += len(data)
         # At once: the next loop turn would cost a keystroke one more look at every socket.
         self._session.flush()
 
@@ -233,6 +236,8 @@ class Session:
         self.observed_port = 0
         self.connected_at = 0.0
         self.resumes = 0
+        # Its own until it is added to `Sessions`, which share one.
+        self.traffic = Traffic()
         timeout = min(max(greeting.timeout, 0.3), 600.0)
         liveness = LivenessConfig(interval=timeout / 3, timeout=timeout)
         # The jitter of pings only; they come from the gateway.
@@ -281,6 +286,7 @@ class Session:
     def attach(self, link: Link, received: int) -> None:
         """Go on over this link. RemoteProtocolError when the counts do not fit."""
         self.mux.attach(received, self._loop.time(), link.rtt)
+        self.traffic.resumed += len(self._streams)
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
@@ -475,6 +481,13 @@ class Session:
 
     async def open_stream(self, target: StreamTarget, priority: Priority) -> Stream:
         """ChannelReset with the gateway's code and reason when it refuses."""
+        try:
+            return await self._open(target, priority)
+        except ChannelReset as exc:
+            self.traffic.refused[exc.code] += 1
+            raise
+
+    async def _open(self, target: StreamTarget, priority: Priority) -> Stream:
         if self._link is None or self.draining:
             raise ChannelReset(Code.SESSION_LOST, f"gateway {self.gateway} is not connected")
         try:
@@ -621,6 +634,7 @@ class Sessions:
 
     def __init__(self) -> None:
         self._by_gateway: dict[str, Session] = {}
+        self.traffic = Traffic()
 
     def locate(self, gateway: str) -> Session | None:
         return self._by_gateway.get(gateway)
@@ -629,6 +643,7 @@ class Sessions:
         return list(self._by_gateway.values())
 
     def add(self, session: Session) -> None:
+        session.traffic = self.traffic
         self._by_gateway[session.gateway] = session
 
     def remove(self, session: Session) -> None:

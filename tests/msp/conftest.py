@@ -21,6 +21,7 @@ from gwmodule.msp.client import ApiClient
 from gwmodule.msp.database import Database, open_database
 from gwmodule.msp.pki import Authority
 from gwmodule.msp.registry import Observed, Registry
+from gwmodule.msp.traffic import Traffic
 from gwmodule.msp.vault import Vault
 from gwmodule.wire.frames import Priority
 from gwmodule.wire.messages import Credential, Result, StreamTarget
@@ -122,6 +123,7 @@ class FakeSession:
 class FakeSessions:
     def __init__(self, *sessions: FakeSession) -> None:
         self.by_gateway = {session.gateway: session for session in sessions}
+        self.traffic = Traffic()
 
     def locate(self, gateway: str) -> FakeSession | None:
         return self.by_gateway.get(gateway)

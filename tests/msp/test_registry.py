@@ -91,6 +91,13 @@ async def test_a_hello_registers_a_device_with_its_gateway_as_seen_past_nat(
     assert (await actions(registry))[-1] == "device.registered"
 
 
+async def test_devices_are_counted_by_state(registry: Registry) -> None:
+    assert await registry.states() == dict.fromkeys(State, 0)
+    await tell(registry, hello(), 100.0)
+    await tell(registry, hello(mac=bytes(6), uuid=OTHER), 100.0)
+    assert await registry.states() == dict.fromkeys(State, 0) | {State.SETUP: 2}
+
+
 async def test_nobody_sees_what_is_not_committed(registry: Registry, database: Database) -> None:
     async with database.transaction() as db:
         await Observations(db).apply(hello(), Seen("default", "home1", *NAT, 1.0, 1.0))

@@ -180,6 +180,7 @@ class Api:
             return {"up": up, "away": len(sessions.all()) - up}
 
         self.metrics.gauge("gateways", "Gateways with a session here, by link", links, "link")
+        self.metrics.sessions(sessions)
         self.metrics.gauge("streams", "Open streams to devices", lambda: {"": len(self.streams)})
         self.metrics.gauge("watchers", "Clients of /events", lambda: {"": len(self.events)})
 

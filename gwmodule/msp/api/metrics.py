@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import product
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeHistogramMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from gwmodule.msp.records import State
+from gwmodule.msp.seam import SessionsSeam
+from gwmodule.msp.traffic import Direction
+from gwmodule.wire.frames import Priority
+
 # From a LAN answer to the deadline of a slow call.
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+# From the next town to a satellite.
+_ROUND_TRIPS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -25,9 +38,23 @@ class Metrics:
         )  # fmt: skip
         self.logins = Counter("logins", "Logins by outcome", ["outcome"], registry=self._registry)
         self.calls = Histogram(
-            "amt_request_seconds", "Calls by function and result", ["op", "result"],
+            "call_seconds", "Calls by function and result", ["function", "result"],
             buckets=_SECONDS, registry=self._registry,
         )  # fmt: skip
+        self._devices = Gauge(
+            "gwmodule_devices", "Devices of all tenants by state", ["state"],
+            registry=self._registry,
+        )  # fmt: skip
+
+    def sessions(self, sessions: SessionsSeam) -> None:
+        """What the gateways' sessions of this process carry."""
+        self._registry.register(_Sessions(sessions))
+
+    def devices(self, states: Mapping[State, int]) -> None:
+        """What the registry says now; nothing when it cannot be asked."""
+        self._devices.clear()
+        for state, number in states.items():
+            self._devices.labels(state.value).set(number)
 
     def gauge(
         self, name: str, text: str, read: Callable[[], dict[str, float]], label: str = ""
@@ -62,3 +89,38 @@ class _Gauge(Collector):
         for value, number in self._read().items():
             family.add_metric([value] if self._labels else [], number)
         yield family
+
+
+class _Sessions(Collector):
+    def __init__(self, sessions: SessionsSeam) -> None:
+        self._sessions = sessions
+
+    def collect(self) -> Iterable[Metric]:
+        traffic = self._sessions.traffic
+        carried = CounterMetricFamily(
+            "stream_bytes", "Bytes of streams by class", labels=["class", "direction"]
+        )
+        for priority, direction in product(Priority, Direction):
+            labels = [priority.name.lower(), direction.value]
+            carried.add_metric(labels, traffic.carried[priority, direction])
+        yield carried
+        yield CounterMetricFamily(
+            "stream_resumes", "Streams that went on over a new link", value=traffic.resumed
+        )
+        refused = CounterMetricFamily(
+            "refused_opens", "Streams that were not opened, by reason", labels=["reason"]
+        )
+        for code, number in traffic.refused.items():
+            refused.add_metric([code.name.lower()], number)
+        yield refused
+        yield self._round_trips()
+
+    def _round_trips(self) -> Metric:
+        """How they are spread over the gateways now; each has measured its own last."""
+        family = GaugeHistogramMetricFamily(
+            "gateway_rtt_seconds", "Round trips to the gateways that are connected"
+        )
+        known = [s.rtt for s in self._sessions.all() if s.connected and s.rtt is not None]
+        buckets = [(str(b), float(sum(rtt <= b for rtt in known))) for b in _ROUND_TRIPS]
+        family.add_metric([], [*buckets, ("+Inf", float(len(known)))], sum(known))
+        return family

@@ -15,6 +15,7 @@ from gwmodule.msp.api.asking import Asked
 from gwmodule.msp.api.auth import Authenticator
 from gwmodule.msp.api.events import Events, TooManyWatchers
 from gwmodule.msp.api.metrics import CONTENT_TYPE, Metrics
+from gwmodule.msp.database import RegistryError
 from gwmodule.msp.registry import Registry
 
 # A comment this often keeps proxies from closing an idle stream, and checks the reader's right.
@@ -68,6 +69,11 @@ class Service:
         return self._document()
 
     async def metrics(self, asked: Asked) -> web.Response:
+        try:
+            self._metrics.devices(await self._registry.states())
+        except RegistryError:
+            # All other numbers are wanted most when the registry fails.
+            self._metrics.devices({})
         return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def events(self, asked: Asked) -> web.StreamResponse:

@@ -5,9 +5,13 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gwmodule.errors import Code
 from gwmodule.msp.accounts import Role
 from gwmodule.msp.api import service as service_module
 from gwmodule.msp.api.events import MAX_QUEUE
+from gwmodule.msp.database import RegistryError
+from gwmodule.msp.traffic import Direction
+from gwmodule.wire.frames import Priority
 from tests.msp.api.conftest import Site
 from tests.msp.conftest import NOW, PC
 
@@ -45,13 +49,55 @@ async def test_metrics_name_no_device_and_nobody(site: Site) -> None:
     status, text = await site.request("GET", "/metrics", token=site.token(Role.VIEWER))
     assert status == 200
     families = {family.name: family for family in text_string_to_metric_families(text)}
-    ops = {sample.labels["op"] for sample in families["amt_request_seconds"].samples}
+    ops = {sample.labels["function"] for sample in families["call_seconds"].samples}
     assert ops == {"power.get", "other"}
     routes = {sample.labels["route"] for sample in families["http_requests"].samples}
     assert "/api/v1/devices/{guid}/call" in routes
     assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}|home1|@default", text)
     assert {"gateways", "streams", "watchers", "logins"} <= set(families)
     assert families["process_resident_memory_bytes"].samples[0].value > 10e6
+
+
+async def scraped(site: Site) -> dict[tuple[str, ...], float]:
+    """Samples by name and labels, as `("stream_bytes_total", "bulk", "to_device")`."""
+    status, text = await site.request("GET", "/metrics", token=site.token())
+    assert status == 200
+    return {
+        (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_metrics_tell_what_the_sessions_carry(site: Site) -> None:
+    traffic = site.service.sessions.traffic
+    traffic.carried[Priority.BULK, Direction.TO_DEVICE] += 1000
+    traffic.refused[Code.REFUSED_POLICY] += 2
+    traffic.resumed += 3
+    found = await scraped(site)
+    assert found["stream_bytes_total", "bulk", "to_device"] == 1000
+    assert found["stream_bytes_total", "interactive", "from_device"] == 0
+    assert found["refused_opens_total", "refused_policy"] == 2
+    assert found["stream_resumes_total",] == 3
+    assert found["gwmodule_devices", "managed"] == 1
+    assert found["gwmodule_devices", "setup"] == 0
+    # The one gateway: 21 ms.
+    buckets = ("gateway_rtt_seconds_bucket", "0.02"), ("gateway_rtt_seconds_bucket", "0.03")
+    assert [found[bucket] for bucket in buckets] == [0, 1]
+    site.service.session.connected = False
+    assert (await scraped(site))["gateway_rtt_seconds_bucket", "+Inf"] == 0
+
+
+async def test_without_the_registry_the_other_numbers_are_still_there(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> None:
+        raise RegistryError("disk full")
+
+    monkeypatch.setattr(site.service.registry, "states", fail)
+    found = await scraped(site)
+    assert ("stream_resumes_total",) in found
+    assert ("gwmodule_devices", "managed") not in found
 
 
 async def test_events_are_streamed_as_they_come(site: Site) -> None:

@@ -1,0 +1,62 @@
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from gwmodule.errors import ChannelReset, Code
+from gwmodule.msp.traffic import Direction
+from gwmodule.wire.events import ChannelOpened
+from gwmodule.wire.frames import Priority
+from tests.uplink.peers import peers, until
+from tests.uplink.test_dialer import TARGET, open_stream
+
+
+async def test_what_a_stream_carries_is_counted_over_links_and_sessions(tmp_path: Path) -> None:
+    async with peers(tmp_path) as msp:
+        dialer, recorder, _ = msp.start_gateway(msp.config())
+        await until(lambda: recorder.ups)
+        traffic = msp.sessions.traffic
+        stream, channel = await open_stream(msp, dialer, recorder)
+        stream.write(b"root\r")
+        dialer.session.mux.send(channel, b"login: ")
+        dialer.session.flush_soon()
+        assert await stream.read() == b"login: "
+        assert traffic.resumed == 0
+        dialer.reconnect("test")
+        await until(lambda: recorder.ups == [True, False])
+        assert traffic.resumed == 1
+        stream.priority = Priority.BULK
+        stream.write(bytes(1000))
+        session = msp.sessions.locate("gw-1")
+        assert session is not None
+        session.end(Code.SHUTDOWN, "test")
+        assert dict(traffic.carried) == {
+            (Priority.INTERACTIVE, Direction.TO_DEVICE): 5,
+            (Priority.INTERACTIVE, Direction.FROM_DEVICE): 7,
+            (Priority.BULK, Direction.TO_DEVICE): 1000,
+        }
+
+
+async def test_a_stream_that_is_not_opened_is_counted_by_its_reason(tmp_path: Path) -> None:
+    async with peers(tmp_path) as msp:
+        dialer, recorder, _ = msp.start_gateway(msp.config())
+        await until(lambda: recorder.ups)
+        session = msp.sessions.locate("gw-1")
+        assert session is not None
+
+        async def refuse() -> None:
+            await until(lambda: any(isinstance(e, ChannelOpened) for e in recorder.events))
+            (channel,) = (e.channel for e in recorder.events if isinstance(e, ChannelOpened))
+            dialer.session.mux.refuse(channel, Code.REFUSED_POLICY, "not on this LAN")
+            dialer.session.flush_soon()
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(refuse())
+            with pytest.raises(ChannelReset, match="not on this LAN"):
+                await session.open_stream(TARGET, Priority.BULK)
+        session.end(Code.SHUTDOWN, "test")
+        with pytest.raises(ChannelReset):
+            await session.open_stream(TARGET, Priority.BULK)
+        assert dict(msp.sessions.traffic.refused) == {
+            Code.REFUSED_POLICY: 1, Code.SESSION_LOST: 1,
+        }  # fmt: skip
