@@ -10,6 +10,7 @@ import asyncio
 import enum
 import hashlib
 import hmac
+import os
 import re
 import secrets
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ _MAX_KEY = 100
 # Shown in tables and logs, and part of file names and URLs.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 # Each takes 32 MiB and a core for some time; the others wait.
-_HASHES_AT_ONCE = 2
+_MAX_HASHES = 4
 
 
 class Role(enum.StrEnum):
@@ -86,6 +87,11 @@ class Cost:
     p: int = 3
 
 
+def hashes_at_once(cores: int) -> int:
+    """One core is left to the loop, which carries everybody's keystrokes meanwhile."""
+    return max(1, min(cores - 1, _MAX_HASHES))
+
+
 class Accounts:
     """RegistryError from every method while the database cannot be used; ValueError for names and
     passwords that cannot be, RegistryConflict for what contradicts the records.
@@ -95,7 +101,7 @@ class Accounts:
         self._database = database
         self._vault = vault
         self._cost = cost or Cost()
-        self._hashing = asyncio.Semaphore(_HASHES_AT_ONCE)
+        self._hashing = asyncio.Semaphore(hashes_at_once(len(os.sched_getaffinity(0))))
         # What an unknown name's password is compared with, so that its answer takes as long.
         self._nobody = _encode(self._cost, bytes(16), bytes(32))
 

@@ -1,9 +1,12 @@
 import asyncio
+import hashlib
+import os
 import time
+from typing import Any
 
 import pytest
 
-from gwmodule.msp.accounts import Accounts, Cost, Principal, Role
+from gwmodule.msp.accounts import Accounts, Cost, Principal, Role, hashes_at_once
 from gwmodule.msp.database import Database
 from gwmodule.msp.registry import Registry, RegistryConflict
 from gwmodule.msp.vault import Vault
@@ -200,3 +203,28 @@ async def test_all_nodes_sign_with_one_key(accounts: Accounts, database: Databas
 async def test_a_stored_password_keeps_its_cost(accounts: Accounts, database: Database) -> None:
     dearer = Accounts(database, Vault(database, bytes(32)), cost=Cost(5, 8, 2))
     assert await dearer.verify("anna", PASSWORD) is not None
+
+
+def test_password_checks_leave_a_core_and_a_bounded_memory() -> None:
+    assert [hashes_at_once(cores) for cores in (1, 2, 3, 8, 256)] == [1, 1, 2, 4, 4]
+
+
+async def test_no_more_passwords_are_checked_at_once_than_that(
+    accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running: set[object] = set()
+    most = 0
+    scrypt = hashlib.scrypt
+
+    def counted(*given: Any, **more: Any) -> bytes:
+        nonlocal most
+        mark = object()
+        running.add(mark)
+        most = max(most, len(running))
+        time.sleep(0.02)
+        running.discard(mark)
+        return scrypt(*given, **more)
+
+    monkeypatch.setattr(hashlib, "scrypt", counted)
+    await asyncio.gather(*(accounts.verify("anna", "wrong horse") for _ in range(10)))
+    assert most == hashes_at_once(len(os.sched_getaffinity(0)))
