@@ -24,7 +24,7 @@ from gwmodule.errors import BadArgument, DeviceAnswerError
 _TIME = "AMT_TimeSynchronizationService"
 _BUILT = datetime.datetime.combine(BUILD_DATE, datetime.time(), datetime.UTC).timestamp()
 POWER_SOURCES = {0: "AC", 1: "DC"}
-CONNECTIONS = {0: "wired", 1: "wireless", 3: "wireless"}
+CONNECTIONS = {0: "wired", 1: "wired (discrete)", 2: "wired (Thunderbolt dock)", 3: "wireless"}
 # When AMT may use the port: PC on (S0) or not (Sx), on mains (AC) or battery (DC).
 LINK_POLICIES = {1: "S0/AC", 14: "Sx/AC", 16: "S0/DC", 224: "Sx/DC"}
 

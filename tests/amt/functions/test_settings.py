@@ -42,6 +42,15 @@ async def test_a_clock_that_is_no_number_is_a_bad_answer(seconds: str) -> None:
         await run(clock(seconds), "time.get")
 
 
+@pytest.mark.parametrize(
+    ("kind", "wireless"), [("0", False), ("1", False), ("2", False), ("3", True)]
+)
+async def test_only_kind_3_of_a_port_is_wireless(kind: str, wireless: bool) -> None:
+    device = FakeDevice({"AMT_EthernetPortSettings": [{"PhysicalConnectionType": kind}]})
+    (port,) = (await run(device, "network.get"))["ports"]
+    assert (port["connection_name"] == "wireless") is wireless
+
+
 async def test_a_port_that_dhcp_told_nothing_has_no_address() -> None:
     device = FakeDevice({"AMT_EthernetPortSettings": [{"InstanceID": "x", "LinkPolicy": "77"}]})
     (port,) = (await run(device, "network.get"))["ports"]
