@@ -1,5 +1,6 @@
+import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import pytest
@@ -7,7 +8,10 @@ import pytest
 from gwmodule.amt.functions import CATALOGUE, validate
 from gwmodule.errors import Code
 from gwmodule.msp.accounts import Role
+from gwmodule.sim.device import ANY_PORTS, SimulatedDevice
+from gwmodule.sim.machine import Machine
 from gwmodule.wire.messages import Result
+from tests.amt.test_loopback import HERE, client_of, run
 from tests.msp.api.conftest import Site
 from tests.msp.conftest import PC, answer, result
 
@@ -415,3 +419,50 @@ async def test_a_gateway_that_answers_nonsense_is_no_crash(
     site.service.session.answer = nonsense
     status, _ = await site.request("GET", f"/api/v1/amt/{path}/{PC}", token=site.token())
     assert status in (200, 502)
+
+
+@pytest.fixture
+async def simulated(site: Site) -> AsyncIterator[Site]:
+    """The gateway runs each function on a simulated PC."""
+    machine = Machine(PC, "P@ssw0rd", now=asyncio.get_running_loop().time(), hostname="pc7")
+
+    async def call(called: dict[str, Any]) -> Result:
+        async with client_of(device) as client:
+            arguments = json.loads(called["arguments"])
+            return result(await run(client, called["function"], PC, **arguments))
+
+    async with SimulatedDevice(str(HERE), machine, ports=ANY_PORTS) as device:
+        site.service.session.answer = call
+        yield site
+
+
+async def test_a_simulated_pc_is_read_and_switched_as_open_amt_does_it(simulated: Site) -> None:
+    names = [
+        "version", "generalSettings", "hardwareInfo", "features", "networkSettings",
+        "power/bootSources",
+    ]  # fmt: skip
+    for path in names:
+        answered = await get(simulated, path)
+        told = {name for name in OPEN_AMT[path].split() if has(answered, name.split("."))}
+        assert told == set(OPEN_AMT[path].split()) - ABSENT, path
+    sources = await get(simulated, "power/bootSources")
+    assert "Intel(r) AMT: Force PXE Boot" in {source["instanceID"] for source in sources}
+    assert (await get(simulated, "power/state"))["powerstate"] == 2
+    assert {"Reset": 10, "Power down": 8}.items() <= (
+        await get(simulated, "power/capabilities")
+    ).items()
+    for path in ("log/event", "alarmOccurrences"):
+        assert isinstance(await get(simulated, path), list)
+    status, answered = await simulated.request(
+        "POST", f"/api/v1/amt/power/bootOptions/{PC}", {"action": 101, "useSOL": True},
+        token=simulated.token(),
+    )  # fmt: skip
+    assert (status, answered["Body"]["ReturnValue"]) == (200, 0)
+    newest, oldest = await audited(simulated, 0), await audited(simulated, 10_000)
+    assert newest == sorted(newest, reverse=True)
+    assert oldest == []
+
+
+async def audited(site: Site, skip: int) -> list[str]:
+    audit = await get(site, "log/audit", f"?startIndex={skip}")
+    return [record["Time"] for record in audit["records"]]
