@@ -153,6 +153,11 @@ async def boot_once(client: Wsman, arguments: Arguments, context: Context) -> Re
     except AmtError as exc:
         exc.args = (f"{exc}; {await _roll_back(client, original)}",)
         raise
+    except BaseException:
+        # Cancelled. What remains of the call's time is enough for three exchanges, or it is not.
+        if request is None:
+            await _roll_back(client, original)
+        raise
     context.progress(4, 4, "done")
     return {
         "device": device,

@@ -1,3 +1,4 @@
+import asyncio
 import base64
 from collections.abc import Mapping
 
@@ -199,3 +200,30 @@ async def test_a_step_that_was_lost_before_the_start_is_taken_back() -> None:
     with pytest.raises(DeviceUnreachable, match="back failed too: connection lost"):
         await run(device, "boot.once", device="pxe")
     assert device.put_instances[-1]["BIOSPause"] == "true"
+
+
+async def test_a_cancelled_call_puts_the_boot_settings_back() -> None:
+    device = device_with()
+    before = dict(device.instances[SETTINGS][0])
+
+    def cancelled(_: Mapping[str, Value]) -> Instance:
+        device.methods[ROLE] = lambda _: {"ReturnValue": "0"}
+        raise asyncio.CancelledError
+
+    device.methods[ROLE] = cancelled
+    with pytest.raises(asyncio.CancelledError):
+        await run(device, "boot.once", device="pxe")
+    assert device.instances[SETTINGS][0] == before
+    assert not given_to(device, POWER)
+
+
+async def test_a_call_cancelled_while_the_pc_starts_leaves_them() -> None:
+    device = device_with()
+
+    def cancelled(_: Mapping[str, Value]) -> Instance:
+        raise asyncio.CancelledError
+
+    device.methods[POWER] = cancelled
+    with pytest.raises(asyncio.CancelledError):
+        await run(device, "boot.once", device="pxe")
+    assert device.instances[SETTINGS][0]["BIOSPause"] == "false"
