@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,9 @@ def relay(directory: Path, answers: dict[str, Any]) -> Iterator[list[dict[str, A
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        while not path.exists():
-            pass
+        # Not the path: it is there before somebody listens on it.
+        while not server.listening.is_set():
+            time.sleep(0.005)
         yield heard
     finally:
         loop.call_soon_threadsafe(task.cancel)
