@@ -184,7 +184,16 @@ class System:
 
     def identify(self, pc: str) -> Any:
         """Give the MSP the login of the device at this PC's MAC; it learns the UUID by it."""
-        return self.ask_msp("identify", GATEWAY, MACS[pc], *LOGIN)
+
+        def answered() -> subprocess.CompletedProcess[str] | None:
+            done = self.technician("identify", GATEWAY, MACS[pc], *LOGIN, "--json")
+            # Just activated: the gateway's next probe brings its realm.
+            return None if "REALM_UNKNOWN" in done.stderr else done
+
+        done = wait_until(f"the realm of {pc}", answered, 30)
+        if done.returncode:
+            raise LabError(f"identify {pc}: {done.stderr.strip()}")
+        return json.loads(done.stdout)
 
     def call(self, pc: str, function: str, *arguments: str) -> Any:
         return self.ask_msp("call", UUIDS[pc], function, *arguments, *LOGIN)
