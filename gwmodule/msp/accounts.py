@@ -154,6 +154,8 @@ class Accounts:
         self, name: str, tenant: str, role: Role, password: str, at: float, *, actor: str
     ) -> None:
         _check_name(name)
+        if name in _RESERVED:
+            raise ValueError(f"{name!r} would be taken for the service itself in the audit")
         hashed = await self._hash(_checked(password), secrets.token_bytes(16))
         async with self._database.transaction() as db:
             if not await _tenant(db, tenant):
@@ -374,6 +376,10 @@ def _checked(password: str) -> str:
     if not password.isprintable():
         raise ValueError("a password has no control characters")
     return password
+
+
+# Actors of the audit that are no users.
+_RESERVED = frozenset({"gateway", "msp", "root"})
 
 
 def _check_name(name: str) -> None:

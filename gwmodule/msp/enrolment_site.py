@@ -414,7 +414,8 @@ def _refusal(exc: GatewayError) -> SiteError:
         case BadRequest():
             return SiteError(400, "BAD_REQUEST", str(exc))
         case _:
-            return SiteError(503, "DATABASE", str(exc), later=30)
+            text = "the registry cannot be used now; the log says why"
+            return SiteError(503, "DATABASE", text, later=30)
 
 
 def _iso(at: float) -> str:

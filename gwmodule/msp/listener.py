@@ -34,6 +34,8 @@ _BACKLOG = 1024
 # Two boxes with one identity push each other out: after three such swaps the newer one waits.
 _SWAPS = 3
 _SWAP_WINDOW = 600.0
+# Seconds without accepting when the process has no descriptor left.
+_ACCEPT_PAUSE = 0.5
 _ACCEPTS_PER_TURN = 32
 
 
@@ -76,6 +78,8 @@ class GatewayListener:
         self._journal = Journal(registry, self._changed)
         self._swaps: dict[str, deque[float]] = {}
         self._socket: socket.socket | None = None
+        # While no descriptor is left.
+        self._again: asyncio.TimerHandle | None = None
         self.counters = self._journal.counters
         self.listening = asyncio.Event()
 
@@ -100,6 +104,8 @@ class GatewayListener:
                 group.create_task(self._journal.run(), name="journal")
                 group.create_task(self._admit_arrivals(), name="admission")
         finally:
+            if self._again is not None:
+                self._again.cancel()
             loop.remove_reader(self._socket.fileno())
             self._socket.close()
             for arrival in list(self._strangers):
@@ -116,9 +122,13 @@ class GatewayListener:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as exc:
-                # Out of descriptors: the backlog keeps the caller, the next turn tries again.
+                # Out of descriptors: the backlog keeps the caller. The socket stays readable, so
+                # the loop must not look at it again at once.
                 self.counters["accept_failed"] += 1
                 self._log.warning("accept_failed", reason=exc.strerror)
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(self._socket.fileno())
+                self._again = loop.call_later(_ACCEPT_PAUSE, self._listen_again)
                 return
             if len(self._strangers) >= _MAX_STRANGERS:
                 self.counters["too_many_strangers"] += 1
@@ -127,6 +137,10 @@ class GatewayListener:
             arrival = _Arrival(self, sock, self._config.user_timeout)
             self._strangers.add(arrival)
             arrival.link.start(self._config.user_timeout)
+
+    def _listen_again(self) -> None:
+        assert self._socket is not None  # noqa: S101 - cancelled before it is closed
+        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._accept)
 
     # ---- what an arrival asks -----------------------------------------------------------------
 

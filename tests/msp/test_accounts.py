@@ -228,3 +228,9 @@ async def test_no_more_passwords_are_checked_at_once_than_that(
     monkeypatch.setattr(hashlib, "scrypt", counted)
     await asyncio.gather(*(accounts.verify("anna", "wrong horse") for _ in range(10)))
     assert most == hashes_at_once(len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize("name", ["gateway", "msp", "root"])
+async def test_nobody_is_called_like_an_actor_of_the_service(accounts: Accounts, name: str) -> None:
+    with pytest.raises(ValueError, match="taken for the service"):
+        await accounts.add_user(name, "default", Role.VIEWER, PASSWORD, 2.0, actor="root")

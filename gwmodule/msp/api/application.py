@@ -274,7 +274,9 @@ class Api:
             response = error_response(409, "CONFLICT", str(exc))
         except (RegistryError, StatementError) as exc:
             self._log.error("registry_failed", path=request.path, reason=exc)
-            response = error_response(503, "REGISTRY_UNAVAILABLE", str(exc))
+            # Where the database is, is nobody's business who has not logged in.
+            text = "the registry cannot be used now; the log says why"
+            response = error_response(503, "REGISTRY_UNAVAILABLE", text)
         except ConnectionError:
             raise
         except Exception:

@@ -14,7 +14,6 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from gwmodule.msp.api.answers import (
 )
 from gwmodule.msp.api.asking import GUID, Asked, actor_of
 from gwmodule.msp.api.events import Events
+from gwmodule.msp.api.once import Answers
 from gwmodule.msp.api.payloads import CallRequest, Login
 from gwmodule.msp.database import RegistryError
 from gwmodule.msp.records import NO_PIN, Device, Host, State
@@ -53,8 +53,6 @@ from gwmodule.wire.notices import NO_UUID, format_mac
 
 # A call is one frame of 16 KiB: what its head and two texts of 255 bytes leave.
 MAX_ARGUMENTS = 15 * 1024
-# A header's worth of requests whose answers are kept for a repetition.
-MAX_ANSWERS = 256
 # What closes other technicians' streams tells them whose doing it is.
 _SAYS_WHO = frozenset({"power.set"})
 # These can change the device's own accounts, and so outlive every right that we could take away.
@@ -114,9 +112,7 @@ class Calls:
         self._held = held
         self._log = EventLog("gwmodule.msp.api")
         self._running: dict[tuple[str, str], _Running] = {}
-        self._answers: OrderedDict[
-            tuple[str, str, str], tuple[bytes, asyncio.Future[web.Response]]
-        ] = OrderedDict()
+        self._answers = Answers()
         # Request bodies hold passwords; what is kept to compare them with must not.
         self._salt = secrets.token_bytes(16)
 
@@ -290,26 +286,22 @@ class Calls:
         key = (asked.tenant, asked.actor, text)
         request = f"{asked.http.method} {asked.http.path}\n".encode() + await asked.http.read()
         fingerprint = hmac.digest(self._salt, request, hashlib.sha256)
-        if key in self._answers:
-            known, answer = self._answers[key]
-            if known != fingerprint:
+        known = self._answers.find(*key)
+        if known is not None:
+            if known.fingerprint != fingerprint:
                 raise ApiError(422, "KEY_REUSED", "this Idempotency-Key was another request's")
-            return copy_of(await asyncio.shield(answer))
-        answer = asyncio.get_running_loop().create_future()
-        self._answers[key] = (fingerprint, answer)
-        while len(self._answers) > MAX_ANSWERS:
-            self._answers.popitem(last=False)
+            return copy_of(await asyncio.shield(known.response))
+        answer = self._answers.begin(*key, fingerprint)
         try:
             response = await act()
         except ApiError as exc:
             response = exc.response()
         except BaseException:
             # Nobody knows what was done; a waiting repetition is told so.
-            answer.set_result(
-                error_response(504, "OUTCOME_UNKNOWN", "the first request was broken off")
-            )
+            unknown = error_response(504, "OUTCOME_UNKNOWN", "the first request was broken off")
+            self._answers.end(asked.tenant, answer, unknown)
             raise
-        answer.set_result(response)
+        self._answers.end(asked.tenant, answer, response)
         return copy_of(response)
 
     async def record(

@@ -137,7 +137,12 @@ async def test_a_token_of_one_use_is_spent_once_even_by_another_node(
     claims = tokens.read(tokens.for_redirection(ANNA, 1, PC), REDIRECTION)
     assert await SpentTokens(database).spend(claims, NOW)
     assert not await SpentTokens(database).spend(claims, NOW + 1)
+    # A node whose clock is ahead spends another one, and must not make the first one good again.
     clock.now = NOW + 400
+    later = tokens.read(tokens.for_redirection(ANNA, 1, PC), REDIRECTION)
+    assert await SpentTokens(database).spend(later, clock.now)
+    assert not await SpentTokens(database).spend(claims, NOW + 299)
+    clock.now = NOW + 8000
     later = tokens.read(tokens.for_redirection(ANNA, 1, PC), REDIRECTION)
     assert await SpentTokens(database).spend(later, clock.now)
     rows = await database.fetch("SELECT jti FROM spent_tokens")

@@ -48,11 +48,11 @@ async function enrolAgain(name, load) {
     title: `Enrol ${name} again?`, confirm: "Make the token",
     text: "For a box that was replaced or reset. The old certificate ends when the new one is used.",
   });
-  if (values) await enrolment(name, load);
+  if (values) await enrolment(name, load, { replace: true });
 }
 
-async function enrolment(name, load) {
-  const answer = await request("POST", `/api/v1/gateways/${encodeURIComponent(name)}/enrolment`, {});
+async function enrolment(name, load, body = {}) {
+  const answer = await request("POST", `/api/v1/gateways/${encodeURIComponent(name)}/enrolment`, body);
   showOnce(`Enrol ${name}`, `Shown once${answer.expires ? `, and good until ${time(answer.expires)}` : ""}. Run it on the gateway as root.`,
     [["Command", answer.command], ["Token", answer.token]]);
   await load();

@@ -1,0 +1,67 @@
+"""Answers that are kept, so that a repeated request acts once (Idempotency-Key).
+
+Each tenant has its own room, so that nobody can push another's answers out; and what is still
+running is never pushed out, because its repetition would act a second time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from gwmodule.msp.api.answers import ApiError
+
+# Of one tenant. A result has up to 2 MiB; the oldest are forgotten when there are more bytes.
+MAX_ANSWERS = 256
+MAX_KEPT = 8 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class Answer:
+    """`fingerprint` tells two requests apart; waiters `shield` the response."""
+
+    fingerprint: bytes
+    response: asyncio.Future[web.Response]
+
+    @property
+    def size(self) -> int:
+        body = self.response.result().body if self.response.done() else None
+        return len(body) if isinstance(body, bytes | bytearray) else 0
+
+
+@dataclass(slots=True)
+class Answers:
+    _kept: dict[str, OrderedDict[tuple[str, str], Answer]] = field(default_factory=dict)
+
+    def find(self, tenant: str, actor: str, key: str) -> Answer | None:
+        kept = self._kept.get(tenant)
+        return None if kept is None else kept.get((actor, key))
+
+    def begin(self, tenant: str, actor: str, key: str, fingerprint: bytes) -> Answer:
+        """ApiError 429 when so many are running that there is nothing to forget."""
+        kept = self._kept.setdefault(tenant, OrderedDict())
+        if len(kept) >= MAX_ANSWERS and not self._forget_one(kept):
+            raise ApiError(
+                429, "TOO_MANY", f"{MAX_ANSWERS} requests with an Idempotency-Key are running"
+            )
+        answer = Answer(fingerprint, asyncio.get_running_loop().create_future())
+        kept[actor, key] = answer
+        return answer
+
+    def end(self, tenant: str, answer: Answer, response: web.Response) -> None:
+        answer.response.set_result(response)
+        kept = self._kept[tenant]
+        size = sum(each.size for each in kept.values())
+        while size > MAX_KEPT and (forgotten := self._forget_one(kept)) is not None:
+            size -= forgotten.size
+
+    @staticmethod
+    def _forget_one(kept: OrderedDict[tuple[str, str], Answer]) -> Answer | None:
+        """The oldest one that has ended."""
+        for name, answer in kept.items():
+            if answer.response.done():
+                return kept.pop(name)
+        return None
