@@ -44,12 +44,18 @@ class Role(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks; `via` is "socket", "password" or "key"."""
+    """Who asks; `via` is "socket", "password" or "key".
+
+    `epoch` is the user's and `key` the id of the API key, as they were when he was let in: whether
+    he still would be is whether the records make an equal one.
+    """
 
     name: str
     tenant: str
     role: Role
     via: str
+    epoch: int = 0
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,14 +252,12 @@ class Accounts:
         right = await self._matches(password[: MAX_PASSWORD + 1], stored)
         # HMAC, at the bottom of scrypt, fills its key up with NULs: they would not be noticed.
         right = right and "\0" not in password
-        return _principal(row, "password") if row and right and not row["disabled"] else None
+        return _of_user(row) if row and right and not row["disabled"] else None
 
-    async def principal(self, name: str) -> tuple[Principal, int] | None:
-        """Who a JWT's user is now, with their epoch; None when removed or disabled."""
+    async def principal(self, name: str) -> Principal | None:
+        """Who a user is now; None when removed or disabled."""
         row = await self._user(name)
-        if row is None or row["disabled"]:
-            return None
-        return _principal(row, "password"), int(row["epoch"])
+        return None if row is None or row["disabled"] else _of_user(row)
 
     async def _user(self, name: str) -> Row | None:
         return await self._database.fetch_one("SELECT * FROM users WHERE name = $1", name)
@@ -331,13 +335,24 @@ class Accounts:
         identifier, _, secret = rest.partition("_")
         if prefix != KEY_PREFIX or not secret or len(text) > _MAX_KEY or not text.isascii():
             return None
-        row = await self._database.fetch_one("SELECT * FROM api_keys WHERE id = $1", identifier)
+        row = await self._key(identifier, at)
         shown = hashlib.sha256(text.encode()).digest()
         if row is None or not hmac.compare_digest(row["hash"], shown):
             return None
-        if row["revoked_at"] is not None or (row["expires"] is not None and row["expires"] <= at):
-            return None
-        return _principal(row, "key")
+        return _of_key(row)
+
+    async def key_principal(self, identifier: str, at: float) -> Principal | None:
+        """Who the key of this id is; None when unknown, expired or revoked."""
+        row = await self._key(identifier, at)
+        return None if row is None else _of_key(row)
+
+    async def _key(self, identifier: str, at: float) -> Row | None:
+        return await self._database.fetch_one(
+            "SELECT * FROM api_keys WHERE id = $1 AND revoked_at IS NULL"
+            " AND (expires IS NULL OR expires > $2)",
+            identifier,
+            at,
+        )
 
     # Passwords.
 
@@ -387,8 +402,13 @@ def _check_name(name: str) -> None:
         raise ValueError(f"{name[:70]!r} is no name: 1 to 64 letters, digits, and ._@+- inside")
 
 
-def _principal(row: Row, via: str) -> Principal:
-    return Principal(row["name"], row["tenant"], Role(row["role"]), via)
+def _of_user(row: Row) -> Principal:
+    role = Role(row["role"])
+    return Principal(row["name"], row["tenant"], role, "password", epoch=int(row["epoch"]))
+
+
+def _of_key(row: Row) -> Principal:
+    return Principal(row["name"], row["tenant"], Role(row["role"]), "key", key=row["id"])
 
 
 async def _tenant(db: Connection, name: str) -> bool:

@@ -56,6 +56,7 @@ class WebRelay:
         self._mode = mode
         self._half_close = websocket.ws_protocol == SUBPROTOCOL
         self._tool_ended = asyncio.Event()
+        self._closed: tuple[Code, str] | None = None
         self._ending = Ending()
 
     async def run(self, session: SessionSeam, target: StreamTarget) -> Ending:
@@ -70,7 +71,7 @@ class WebRelay:
             stream = None
         except* _ToolLeft as group:
             left = first_leaf(group)
-            ending.code, ending.reason = left.code, left.reason
+            ending.code, ending.reason = self._closed or (left.code, left.reason)
         except* ChannelReset as group:
             reset = first_leaf(group)
             ending.code, ending.reason = reset.code, reset.reason
@@ -82,6 +83,11 @@ class WebRelay:
             code=close_code(ending.code), message=close_reason(ending.reason)
         )
         return ending
+
+    async def close(self, code: Code, reason: str) -> None:
+        """End it from our side; who asks afterwards is told this reason, not what followed."""
+        self._closed = code, reason
+        await self._websocket.close(code=close_code(code), message=close_reason(reason))
 
     async def _first_chunks(self) -> list[bytes]:
         """What the tool says within FIRST_WAIT, at most until the session's kind is known."""

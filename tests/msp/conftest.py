@@ -33,6 +33,8 @@ MAC = bytes.fromhex("020000000001")
 IP = IPv4Address("192.168.1.10")
 REALM = "Digest:34BF4B5A0561F95248F58509A406E046"
 NOW = 1_800_000_000.0
+# Seconds after which an open stream's right is asked again.
+RECHECK = 0.05
 
 
 class FakeStream:
@@ -133,6 +135,14 @@ class FakeSessions:
 
 
 @dataclass
+class Clock:
+    now: float = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
 class Service:
     database: Database
     registry: Registry
@@ -144,6 +154,7 @@ class Service:
     api: Api
     accounts: Accounts
     vault: Vault
+    clock: Clock
 
     async def tell(self, observation: Observation, at: float = NOW, gateway: str = "home1") -> None:
         await self.registry.record([Observed(gateway, "203.0.113.7", 40000, observation, 0.0, at)])
@@ -217,6 +228,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
     # Cheap hashes: what a real one costs is measured elsewhere.
     accounts = Accounts(database, vault, cost=Cost(log2_n=4))
     await accounts.add_tenant("other", NOW, actor="test")
+    clock = Clock()
     parts = Parts(
         database=database,
         registry=registry,
@@ -225,17 +237,27 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
         sessions=sessions,
         authority=authority,
         signing_key=await accounts.signing_key(),
-        clock=lambda: NOW,
+        clock=clock,
         monotonic=asyncio.get_running_loop().time,
     )
-    api = Api(parts, ApiOptions(names=["gwmodule-msp", "msp.example"]))
+    api = Api(parts, ApiOptions(names=["gwmodule-msp", "msp.example"], recheck=RECHECK))
     runner = web.AppRunner(api.application(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     path = tmp_path / "s"
     await web.SockSite(runner, unix_socket(path)).start()
     async with ApiClient(str(path)) as client:
         service = Service(
-            database, registry, session, sessions, path, client, runner, api, accounts, vault
+            database,
+            registry,
+            session,
+            sessions,
+            path,
+            client,
+            runner,
+            api,
+            accounts,
+            vault,
+            clock,
         )
         await service.tell(presence())
         yield service

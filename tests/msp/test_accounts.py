@@ -29,8 +29,10 @@ def test_roles_are_ordered() -> None:
 
 
 async def test_the_right_password_tells_who_it_is(accounts: Accounts) -> None:
-    anna = Principal("anna", "acme", Role.TECHNICIAN, "password")
-    assert await accounts.verify("anna", PASSWORD) == anna
+    anna = await accounts.verify("anna", PASSWORD)
+    assert anna is not None
+    assert anna == Principal("anna", "acme", Role.TECHNICIAN, "password", epoch=anna.epoch)
+    assert await accounts.principal("anna") == anna
     for name, password in (
         ("anna", "wrong horse"),
         ("nobody", PASSWORD),
@@ -75,7 +77,7 @@ async def test_each_change_of_a_user_voids_what_was_issued(accounts: Accounts) -
             assert await accounts.verify("anna", "another horse") is None
             continue
         assert found is not None
-        epochs.append(found[1])
+        epochs.append(found.epoch)
     assert epochs == sorted(set(epochs))
     principal = await accounts.verify("anna", "another horse")
     assert principal is not None
@@ -148,13 +150,17 @@ async def test_a_key_is_shown_once_and_ends_in_time_or_when_revoked(
 ) -> None:
     text = await accounts.add_key("ci", "acme", Role.VIEWER, 10.0, 20.0, actor="anna")
     identifier = text.split("_")[1]
-    assert await accounts.verify_key(text, 19.0) == Principal("ci", "acme", Role.VIEWER, "key")
+    ci = Principal("ci", "acme", Role.VIEWER, "key", key=identifier)
+    assert await accounts.verify_key(text, 19.0) == ci
+    assert await accounts.key_principal(identifier, 19.0) == ci
     assert await accounts.verify_key(text, 20.0) is None
+    assert await accounts.key_principal(identifier, 20.0) is None
     for row in await database.fetch("SELECT * FROM api_keys"):
         assert text.encode() not in row["hash"]
     assert not await accounts.revoke_key(identifier, "default", 11.0, actor="anna")
     assert await accounts.revoke_key(identifier, "acme", 11.0, actor="anna")
     assert await accounts.verify_key(text, 12.0) is None
+    assert await accounts.key_principal(identifier, 12.0) is None
     (key,) = await accounts.keys("acme")
     assert (key.id, key.name, key.revoked_at) == (identifier, "ci", 11.0)
     with pytest.raises(ValueError, match="expired"):

@@ -59,17 +59,15 @@ class Accounts:
             )
         with self._check_slot():
             principal = await self._directory.verify(body.username, body.password)
-        known = None if principal is None else await self._directory.principal(principal.name)
-        if known is None:
+        if principal is None:
             self._count_login("refused")
             self._log.warning("login_refused", user=body.username, address=address)
             raise ApiError(401, "UNAUTHORIZED", "unknown user or wrong password")
         self._limits.succeeded(address, body.username)
         self._count_login("ok")
-        principal, epoch = known
         await self._record_login(principal, address)
         self._log.info("login", user=principal.name, tenant=principal.tenant, address=address)
-        return p.TokenAnswer(self._tokens.for_api(principal, epoch))
+        return p.TokenAnswer(self._tokens.for_api(principal))
 
     async def _record_login(self, who: Principal, address: str) -> None:
         try:
@@ -92,11 +90,7 @@ class Accounts:
 
     async def redirection(self, asked: Asked) -> p.TokenAnswer:
         device = await device_of(self._registry, asked.tenant, asked.path("guid"))
-        epoch = 0
-        if asked.principal.via == "password":
-            known = await self._directory.principal(asked.principal.name)
-            epoch = known[1] if known else 0
-        return p.TokenAnswer(self._tokens.for_redirection(asked.principal, epoch, device.uuid))
+        return p.TokenAnswer(self._tokens.for_redirection(asked.principal, device.uuid))
 
     async def whoami(self, asked: Asked) -> p.WhoAmI:
         who = asked.principal

@@ -25,7 +25,7 @@ from gwmodule.msp.api.answers import (
     time_text,
 )
 from gwmodule.msp.api.asking import MAX_BODY, Asked, body_of, query_of
-from gwmodule.msp.api.auth import Authenticator
+from gwmodule.msp.api.auth import RECHECK, Authenticator
 from gwmodule.msp.api.calls import Calls, Held, is_connected
 from gwmodule.msp.api.consoles import ConsoleRoutes
 from gwmodule.msp.api.devices import Devices
@@ -58,6 +58,7 @@ class ApiOptions:
 
     names: Sequence[str] = ()
     token_lifetime: float = DEFAULT_LIFETIME
+    recheck: float = RECHECK
     proxies: Collection[str] = ()
     origins: Collection[str] = ()
 
@@ -103,7 +104,12 @@ class Api:
         self.spent = SpentTokens(parts.database)
         self.tokens = Tokens(parts.signing_key, clock, lifetime=options.token_lifetime)
         self.authenticator = Authenticator(
-            parts.accounts, self.tokens, clock, proxies=options.proxies, origins=options.origins
+            parts.accounts,
+            self.tokens,
+            clock,
+            proxies=options.proxies,
+            origins=options.origins,
+            recheck=options.recheck,
         )
         self.calls = Calls(
             parts.registry,
@@ -161,10 +167,17 @@ class Api:
                 self.consoles,
                 self.streams,
                 self.spent,
+                self.authenticator,
                 clock,
             ),
             "streams": Streams(
-                parts.registry, parts.sessions, self.calls, self.streams, self.spent, clock
+                parts.registry,
+                parts.sessions,
+                self.calls,
+                self.streams,
+                self.spent,
+                self.authenticator,
+                clock,
             ),
         }
         self._sessions = parts.sessions

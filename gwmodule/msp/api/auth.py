@@ -10,37 +10,48 @@ Whatever is missing, unknown, expired or for something else is refused; there is
 
 from __future__ import annotations
 
+import asyncio
 import pwd
 import socket
 import struct
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from gwmodule.errors import Code
 from gwmodule.msp.accounts import Principal, Role, Tenant
 from gwmodule.msp.api.answers import ApiError, not_found
-from gwmodule.msp.api.asking import guid_of
+from gwmodule.msp.api.asking import Asked, guid_of
 from gwmodule.msp.api.routes import Route, Scope
 from gwmodule.msp.api.tokens import API, MAX_TOKEN, REDIRECTION, Claims, TokenError, Tokens
+from gwmodule.msp.database import RegistryError
 from gwmodule.msp.records import DEFAULT_TENANT
 
+# How long somebody who was locked out may still type on what he has open.
+RECHECK = 15.0
+# For the end of a stream to reach a browser; one that takes nothing is cut off.
+CLOSE_TIMEOUT = 5.0
 KEY_PREFIX = "gwm_"
+KEY_GONE = "this API key is unknown, expired or revoked"
 ANONYMOUS = Principal("", "", Role.VIEWER, "none")
 
 
 class AccountsSeam(Protocol):
-    async def principal(self, name: str) -> tuple[Principal, int] | None: ...
+    async def principal(self, name: str) -> Principal | None: ...
 
     async def verify_key(self, text: str, at: float) -> Principal | None: ...
+
+    async def key_principal(self, identifier: str, at: float) -> Principal | None: ...
 
     async def tenants(self) -> Sequence[Tenant]: ...
 
 
 class Authenticator:
     """`proxies` are the addresses whose X-Forwarded-For is believed; `origins` what browsers call
-    the service where a proxy changes the Host header.
+    the service where a proxy changes the Host header. `recheck` is in seconds.
     """
 
     def __init__(
@@ -51,12 +62,14 @@ class Authenticator:
         *,
         proxies: Collection[str] = (),
         origins: Collection[str] = (),
+        recheck: float = RECHECK,
     ) -> None:
         self._accounts = accounts
         self._tokens = tokens
         self._clock = clock
         self._proxies = frozenset(proxies)
         self._origins = frozenset(origins)
+        self._recheck = recheck
 
     async def admit(self, request: web.Request, route: Route) -> tuple[Principal, Claims | None]:
         """Who asks; ApiError 401 for nobody we know, 403 for somebody who may not."""
@@ -97,9 +110,9 @@ class Authenticator:
         if text.startswith(KEY_PREFIX):
             principal = await self._accounts.verify_key(text, self._clock())
             if principal is None:
-                raise ApiError(401, "UNAUTHORIZED", "this API key is unknown, expired or revoked")
+                raise ApiError(401, "UNAUTHORIZED", KEY_GONE)
             return principal
-        return await self._current(self._read(text, API))
+        return await self._confirmed(self._read(text, API).principal)
 
     async def _redirection(self, request: web.Request, text: str) -> tuple[Principal, Claims]:
         claims = self._read(text, REDIRECTION)
@@ -107,7 +120,7 @@ class Authenticator:
         # Boards and tools print a UUID in either byte order; a token is for one string of it.
         if claims.guid != guid_of(asked):
             raise ApiError(403, "FORBIDDEN", "this token is for another device")
-        return await self._current(claims), claims
+        return await self._confirmed(claims.principal), claims
 
     def _read(self, text: str, audience: str) -> Claims:
         try:
@@ -115,15 +128,65 @@ class Authenticator:
         except TokenError as exc:
             raise ApiError(401, "UNAUTHORIZED", str(exc)) from exc
 
-    async def _current(self, claims: Claims) -> Principal:
-        """A user as he is now; his token may be older than his last change of role."""
-        if claims.via != "password":
-            # A redirection token of a key or of a local user: it ends in five minutes anyway.
-            return claims.principal
-        known = await self._accounts.principal(claims.sub)
-        if known is None or known[1] != claims.epoch or known[0].tenant != claims.tenant:
-            raise ApiError(401, "UNAUTHORIZED", "this account has changed; log in again")
-        return known[0]
+    async def _confirmed(self, principal: Principal) -> Principal:
+        """ApiError 401 when who was let in once would not be any more.
+
+        Who may open the unix socket is the file system's business, and not asked again.
+        """
+        match principal.via:
+            case "socket":
+                return principal
+            case "key":
+                known = await self._accounts.key_principal(principal.key, self._clock())
+                gone = KEY_GONE
+            case _:
+                known = await self._accounts.principal(principal.name)
+                gone = "this account has changed; log in again"
+        if known != principal:
+            raise ApiError(401, "UNAUTHORIZED", gone)
+        return principal
+
+    @asynccontextmanager
+    async def watched(
+        self, asked: Asked, close: Callable[[Code, str], Awaitable[object]]
+    ) -> AsyncIterator[None]:
+        """While a stream is open: `close(code, reason)` when who opened it would not be let in now.
+
+        Not by his token: that one is for opening, and a stream outlives it.
+        """
+        closing = False
+
+        async def watch() -> None:
+            nonlocal closing
+            reason = await self._lost(asked.principal)
+            closing = True
+            try:
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await close(Code.CANCELLED, reason)
+            except TimeoutError:
+                if asked.http.transport is not None:
+                    asked.http.transport.abort()
+
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(watch(), name="right to a stream")
+            try:
+                yield
+            finally:
+                # What is being closed has its reason on the way.
+                if not closing:
+                    task.cancel()
+
+    async def _lost(self, principal: Principal) -> str:
+        """Returns why, once `principal` would not be let in any more."""
+        while True:
+            await asyncio.sleep(self._recheck)
+            try:
+                await self._confirmed(principal)
+            except ApiError as exc:
+                return exc.description
+            except RegistryError:
+                # While it fails nobody can be locked out, and a PC's repair goes on.
+                continue
 
     async def _local(self, request: web.Request, user: str) -> Principal:
         tenant = request.headers.get("X-Tenant", DEFAULT_TENANT)

@@ -12,6 +12,7 @@ from aiohttp import web
 from gwmodule.errors import Code, NotProvisioned
 from gwmodule.msp.accounts import Role
 from gwmodule.msp.api.asking import Asked, device_of
+from gwmodule.msp.api.auth import Authenticator
 from gwmodule.msp.api.calls import Calls
 from gwmodule.msp.api.streams import OpenStream, OpenStreams, open_websocket
 from gwmodule.msp.api.tokens import SpentTokens
@@ -36,6 +37,7 @@ class ConsoleRoutes:
         consoles: Consoles,
         streams: OpenStreams,
         spent: SpentTokens,
+        authenticator: Authenticator,
         clock: Callable[[], float],
     ) -> None:
         self._registry = registry
@@ -44,6 +46,7 @@ class ConsoleRoutes:
         self._consoles = consoles
         self._streams = streams
         self._spent = spent
+        self._authenticator = authenticator
         self._clock = clock
 
     async def sol(self, asked: Asked) -> web.StreamResponse:
@@ -65,10 +68,13 @@ class ConsoleRoutes:
                 tenant, uuid, asked.actor, place, find_line, audit, may_type=may_type
             )
 
+        async def leave(code: Code, reason: str) -> None:
+            await websocket.close(code=CLOSE_BASE + code, message=close_reason(reason))
+
         async def close(code: Code, reason: str) -> None:
             # A browser alone would be back at once.
             self._consoles.end(tenant, uuid, reason)
-            await websocket.close(code=CLOSE_BASE + code, message=close_reason(reason))
+            await leave(code, reason)
 
         def detach(viewer: Viewer) -> None:
             self._consoles.detach(tenant, uuid, viewer)
@@ -76,8 +82,9 @@ class ConsoleRoutes:
         stream = OpenStream(
             tenant, uuid, "sol", asked.actor, close, since=self._clock(), viewer=True
         )
-        with self._streams.held(stream):
-            await ViewerSocket(websocket).run(attach, detach)
+        async with self._authenticator.watched(asked, leave):
+            with self._streams.held(stream):
+                await ViewerSocket(websocket).run(attach, detach)
         return websocket
 
     async def _line(self, tenant: str, uuid: UUID) -> Line:

@@ -13,13 +13,14 @@ from aiohttp import web
 from gwmodule.errors import Code
 from gwmodule.msp.api.answers import ApiError
 from gwmodule.msp.api.asking import Asked, device_of
+from gwmodule.msp.api.auth import Authenticator
 from gwmodule.msp.api.calls import Calls, session_of
 from gwmodule.msp.api.payloads import RelayQuery
 from gwmodule.msp.api.tokens import SpentTokens
 from gwmodule.msp.records import Device
 from gwmodule.msp.registry import Registry
 from gwmodule.msp.seam import SessionsSeam
-from gwmodule.msp.subprotocol import CLOSE_BASE, MAX_MESSAGE, SUBPROTOCOL, close_reason
+from gwmodule.msp.subprotocol import MAX_MESSAGE, SUBPROTOCOL
 from gwmodule.msp.webrelay import Ending, WebRelay
 from gwmodule.telemetry import EventLog
 from gwmodule.wire.messages import StreamTarget
@@ -104,8 +105,10 @@ class Streams:
         calls: Calls,
         streams: OpenStreams,
         spent: SpentTokens,
+        authenticator: Authenticator,
         clock: Callable[[], float],
     ) -> None:
+        self._authenticator = authenticator
         self._registry = registry
         self._sessions = sessions
         self._calls = calls
@@ -124,18 +127,16 @@ class Streams:
             device.address, query.port, device.mac, device.uuid, hold=query.hold == "1"
         )
         websocket = await open_websocket(asked, self._spent, self._clock())
-
-        async def close(code: Code, reason: str) -> None:
-            await websocket.close(code=CLOSE_BASE + code, message=close_reason(reason))
-
+        relay = WebRelay(websocket, query.mode)
         await self._record(asked, "stream.open", device, target, None)
         ending = Ending(Code.CANCELLED, "broken off")
         stream = OpenStream(
-            asked.tenant, device.uuid, query.mode, asked.actor, close, self._clock()
+            asked.tenant, device.uuid, query.mode, asked.actor, relay.close, self._clock()
         )
         try:
-            with self._streams.held(stream):
-                ending = await WebRelay(websocket, query.mode).run(session, target)
+            async with self._authenticator.watched(asked, relay.close):
+                with self._streams.held(stream):
+                    ending = await relay.run(session, target)
         finally:
             await self._record(asked, "stream.close", device, target, ending)
         return websocket

@@ -1,8 +1,8 @@
 """The two kinds of JSON Web Token (RFC 7519): for the API, and for one stream to one device.
 
     api          sub tenant role via epoch iat exp aud="api"               Authorization: Bearer
-    redirection  the same, aud="redirection", guid, jti: five minutes,     Sec-WebSocket-Protocol
-                 one device, one use
+    redirection  the same, aud="redirection", guid, jti, key: five         Sec-WebSocket-Protocol
+                 minutes, one device, one use
 
 A token is never part of a URL, where logs and histories keep it. The algorithm is ours to choose
 and not the token's: HS256, whatever its header says.
@@ -39,7 +39,10 @@ class TokenError(Exception):
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """`epoch` is the account's when the token was made: a new password ends all its tokens."""
+    """`epoch` is the account's when the token was made: a new password ends all its tokens.
+
+    `key` is the id of the API key that it was made with.
+    """
 
     sub: str
     tenant: str
@@ -51,10 +54,11 @@ class Claims(msgspec.Struct, frozen=True):
     aud: str
     jti: str
     guid: UUID | None = None
+    key: str = ""
 
     @property
     def principal(self) -> Principal:
-        return Principal(self.sub, self.tenant, self.role, self.via)
+        return Principal(self.sub, self.tenant, self.role, self.via, self.epoch, self.key)
 
 
 class Tokens:
@@ -71,27 +75,26 @@ class Tokens:
         # A signature that was good stays good: only time and the account are asked each time.
         self._verified = lru_cache(MAX_VERIFIED)(self._verify)
 
-    def for_api(self, principal: Principal, epoch: int) -> str:
-        return self._sign(principal, epoch, API, self._lifetime, None)
+    def for_api(self, principal: Principal) -> str:
+        return self._sign(principal, API, self._lifetime, None)
 
-    def for_redirection(self, principal: Principal, epoch: int, guid: UUID) -> str:
-        return self._sign(principal, epoch, REDIRECTION, REDIRECTION_LIFETIME, guid)
+    def for_redirection(self, principal: Principal, guid: UUID) -> str:
+        return self._sign(principal, REDIRECTION, REDIRECTION_LIFETIME, guid)
 
-    def _sign(
-        self, principal: Principal, epoch: int, audience: str, lifetime: float, guid: UUID | None
-    ) -> str:
+    def _sign(self, principal: Principal, audience: str, lifetime: float, guid: UUID | None) -> str:
         now = self._clock()
         claims = Claims(
             principal.name,
             principal.tenant,
             principal.role,
             principal.via,
-            epoch,
+            principal.epoch,
             now,
             now + lifetime,
             audience,
             secrets.token_hex(16),
             guid,
+            principal.key,
         )
         return jwt.encode(msgspec.to_builtins(claims), self._key, algorithm=ALGORITHM)
 

@@ -57,7 +57,7 @@ async def site(service: Service) -> AsyncIterator[Site]:
                 await service.accounts.add_user(name, tenant, role, PASSWORD, NOW, actor="test")
                 known = await service.accounts.principal(name)
                 assert known is not None
-                site.tokens[tenant, role] = service.api.tokens.for_api(*known)
+                site.tokens[tenant, role] = service.api.tokens.for_api(known)
         yield site
     server.close()
 

@@ -1,12 +1,14 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import pytest
 
 from gwmodule.errors import Code
 from gwmodule.msp.accounts import Role
+from gwmodule.msp.api.tokens import REDIRECTION_LIFETIME
 from gwmodule.msp.subprotocol import CLOSE_BASE
 from gwmodule.msp.viewers import CONSOLE_SUBPROTOCOL
 from gwmodule.sim.device import ANY_PORTS, SimulatedDevice
@@ -14,7 +16,7 @@ from gwmodule.sim.machine import Machine
 from gwmodule.wire.frames import Priority
 from gwmodule.wire.messages import StreamTarget
 from tests.msp.api.conftest import Site
-from tests.msp.conftest import NOW, PC, REALM, TcpStream
+from tests.msp.conftest import NOW, PC, REALM, RECHECK, TcpStream
 
 SOL = f"/api/v1/amt/sol/{PC}"
 PASSWORD = "P@ssw0rd"
@@ -125,6 +127,41 @@ async def test_a_viewer_watches_what_a_technician_has_open(site: Site) -> None:
     await viewer.send_json({"type": "takeover"})
     assert (await closed(viewer))[0] == CLOSE_BASE + Code.REFUSED_POLICY
     await technician.close()
+
+
+@pytest.mark.parametrize("change", [{"disabled": True}, {"role": Role.VIEWER}])
+async def test_who_loses_his_right_leaves_the_console_and_the_others_stay(
+    site: Site, change: dict[str, Any]
+) -> None:
+    await store_login(site)
+    technician = await attach(site, Role.TECHNICIAN)
+    await until(technician, b"login: ")
+    others = [await attach(site, role) for role in (Role.ADMIN, Role.VIEWER)]
+    for each in others:
+        await until(each, b"login: ")
+    await site.service.accounts.set_user(
+        "technician@default", "default", at=NOW, actor="test", **change
+    )
+    assert await closed(technician) == (
+        CLOSE_BASE + Code.CANCELLED,
+        "this account has changed; log in again",
+    )
+    await others[0].send_json({"type": "takeover"})
+    await others[0].send_bytes(b"root\r")
+    for each in others:
+        await until(each, b"Hello, root.")
+        await each.close()
+
+
+async def test_a_console_outlives_the_token_that_opened_it(site: Site) -> None:
+    await store_login(site)
+    websocket = await attach(site, Role.TECHNICIAN)
+    await until(websocket, b"login: ")
+    site.service.clock.now += REDIRECTION_LIFETIME + 1
+    await asyncio.sleep(6 * RECHECK)
+    await websocket.send_bytes(b"root\r")
+    await until(websocket, b"Hello, root.")
+    await websocket.close()
 
 
 async def test_who_has_the_seat_is_in_the_way_of_somebody_elses_power_action(site: Site) -> None:

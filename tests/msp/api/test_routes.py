@@ -91,12 +91,12 @@ async def test_no_expired_token(site: Site, route: Route) -> None:
     tokens = Tokens(await site.service.accounts.signing_key(), lambda: NOW - 3600, lifetime=3600)
     known = await site.service.accounts.principal("admin@default")
     assert known is not None
-    assert is_refusal(await ask(site, route, tokens.for_api(*known)), 401)
+    assert is_refusal(await ask(site, route, tokens.for_api(known)), 401)
 
 
 @by_name
 async def test_no_token_for_another_audience(site: Site, route: Route) -> None:
-    text = site.service.api.tokens.for_redirection(principal(), 1, PC)
+    text = site.service.api.tokens.for_redirection(principal(), PC)
     assert is_refusal(await ask(site, route, text), 401)
     if not route.websocket:
         offer = {"Sec-WebSocket-Protocol": text}
@@ -147,7 +147,7 @@ async def test_no_token_of_a_user_who_has_changed(site: Site, route: Route) -> N
     "route", [r for r in ROUTES if r.websocket], ids=lambda r: f"{r.method} {r.path}"
 )
 async def test_no_redirection_token_of_another_device(site: Site, route: Route) -> None:
-    text = site.service.api.tokens.for_redirection(principal(), 1, OTHER_PC)
+    text = site.service.api.tokens.for_redirection(principal(), OTHER_PC)
     answer = await ask(site, route, headers={"Sec-WebSocket-Protocol": text})
     assert is_refusal(answer, 403)
 
