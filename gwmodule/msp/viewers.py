@@ -9,7 +9,8 @@
              {"type": "readonly"}: keys came, but somebody else has the seat
 
 An `ack` says what the terminal has shown, not what arrived: it is the credit, because a browser
-takes from its socket without end. Close codes are those of a relayed stream (msp.subprotocol).
+takes from its socket without end. One whose socket takes nothing is cut off without a word, which
+it would not take either. Close codes are those of a relayed stream (msp.subprotocol).
 """
 
 from __future__ import annotations
@@ -76,10 +77,21 @@ class _Left(Exception):
 
 
 class ViewerSocket:
-    """Serves one browser; `run` returns when it has left or was told to."""
+    """Serves one browser; `run` returns when it has left or was told to.
 
-    def __init__(self, websocket: web.WebSocketResponse) -> None:
+    `transport` is what carries the WebSocket; a browser that has not taken a message after `stall`
+    seconds loses it.
+    """
+
+    def __init__(
+        self,
+        websocket: web.WebSocketResponse,
+        transport: asyncio.Transport | None,
+        stall: float,
+    ) -> None:
         self._websocket = websocket
+        self._transport = transport
+        self._stall = stall
 
     async def run(
         self,
@@ -111,7 +123,12 @@ class ViewerSocket:
         finally:
             if viewer is not None:
                 detach(viewer)
-        await self._websocket.close(code=close_code(code), message=close_reason(reason))
+        # Not waiting for what comes before the close frame: a browser that takes nothing keeps its
+        # connection as long as it might with a message, and nobody with it.
+        self._abort_later()
+        await self._websocket.close(
+            code=close_code(code), message=close_reason(reason), drain=False
+        )
 
     async def _place(self) -> Place:
         try:
@@ -138,7 +155,7 @@ class ViewerSocket:
         while True:
             match await viewer.next_item():
                 case bytes() as data:
-                    await self._websocket.send_bytes(data)
+                    await self._give(data)
                 case Mark() as mark:
                     await self._say(
                         "mark",
@@ -198,9 +215,28 @@ class ViewerSocket:
                 raise _Left
 
     async def _say(self, kind: str, **fields: object) -> None:
+        await self._give(msgspec.json.encode({"type": kind} | fields).decode())
+
+    async def _give(self, message: bytes | str) -> None:
         if self._websocket.closed:
             raise _Left
-        await self._websocket.send_str(msgspec.json.encode({"type": kind} | fields).decode())
+        # Not asyncio.timeout: both directions may wait for the same drain, and aiohttp gives a
+        # cancelled one to whoever waits next.
+        abort = self._abort_later()
+        try:
+            if isinstance(message, str):
+                await self._websocket.send_str(message)
+            else:
+                await self._websocket.send_bytes(message)
+        finally:
+            abort.cancel()
+
+    def _abort_later(self) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(self._stall, self._abort)
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
 
 
 def _time(at: float) -> str:

@@ -1,6 +1,8 @@
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -9,22 +11,32 @@ from aiohttp import WSMsgType, test_utils, web
 
 from gwmodule.errors import Code
 from gwmodule.msp import viewers
-from gwmodule.msp.consoles import Place
+from gwmodule.msp.consoles import ConsoleSettings, Place
 from gwmodule.msp.subprotocol import CLOSE_BASE, CLOSE_NORMAL
 from gwmodule.msp.viewers import CONSOLE_SUBPROTOCOL, MAX_BROWSER_MESSAGE, ViewerSocket
 from tests.msp.conftest import PC
-from tests.msp.test_consoles import Browser, Desk, _hurry, desk  # noqa: F401 - fixtures
+from tests.msp.test_consoles import Browser, Desk, _hurry, desk, desk_with  # noqa: F401 - fixtures
 
 Socket = aiohttp.ClientWebSocketResponse
 
 
 @pytest.fixture
 async def client(desk: Desk) -> AsyncIterator[test_utils.TestClient[Any, Any]]:  # noqa: F811
+    async with serving(desk) as client:
+        yield client
+
+
+@asynccontextmanager
+async def serving(desk: Desk) -> AsyncIterator[test_utils.TestClient[Any, Any]]:  # noqa: F811
     async def serve(request: web.Request) -> web.WebSocketResponse:
         websocket = web.WebSocketResponse(
             protocols=(CONSOLE_SUBPROTOCOL,), max_msg_size=MAX_BROWSER_MESSAGE
         )
         await websocket.prepare(request)
+        assert request.transport is not None
+        sock = request.transport.get_extra_info("socket")
+        # Else the kernel takes a megabyte for a browser that takes nothing.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
         async def attach(place: Place) -> Any:
             browser = await desk.attach("ann", place)
@@ -34,7 +46,8 @@ async def client(desk: Desk) -> AsyncIterator[test_utils.TestClient[Any, Any]]: 
         def detach(viewer: Any) -> None:
             desk.consoles.detach("default", PC, viewer)
 
-        await ViewerSocket(websocket).run(attach, detach)
+        stall = desk.consoles.settings.stall
+        await ViewerSocket(websocket, request.transport, stall).run(attach, detach)
         return websocket
 
     application = web.Application()
@@ -198,3 +211,32 @@ async def test_a_browser_that_says_nothing_is_not_waited_for(
     socket = await client.ws_connect("/")
     code, reason = await closed(socket)
     assert (code, reason) == (CLOSE_BASE + Code.TIMEOUT, "no attach within 0 s")
+
+
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: msp\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+ATTACH = b'{"type":"attach"}'
+
+
+# What is sent without an acknowledgement ends before somebody waits for the drain, or does not.
+@pytest.mark.parametrize("window", [80 * 1024, 1024 * 1024])
+async def test_a_browser_whose_tcp_takes_nothing_is_cut_off(window: int) -> None:
+    loop = asyncio.get_running_loop()
+    settings = ConsoleSettings(window=window, stall=0.3, detached=0.5)
+    async with desk_with(settings) as slow, serving(slow) as client:
+        assert isinstance(client.server, test_utils.TestServer)
+        with socket.socket() as sock:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await loop.sock_connect(sock, ("127.0.0.1", client.server.port))
+            await loop.sock_sendall(sock, HANDSHAKE)
+            await loop.sock_sendall(sock, bytes((0x81, 0x80 | len(ATTACH))) + bytes(4) + ATTACH)
+            async with asyncio.timeout(5):
+                while not len(slow.consoles):
+                    await asyncio.sleep(0.01)
+            next(iter(slow.consoles._open.values())).sol_data(bytes(512 * 1024))
+            async with asyncio.timeout(5):
+                while client.server.handler.connections:
+                    await asyncio.sleep(0.01)

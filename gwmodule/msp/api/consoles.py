@@ -82,9 +82,10 @@ class ConsoleRoutes:
         stream = OpenStream(
             tenant, uuid, "sol", asked.actor, close, since=self._clock(), viewer=True
         )
+        transport, stall = asked.http.transport, self._consoles.settings.stall
         async with self._authenticator.watched(asked, leave):
             with self._streams.held(stream):
-                await ViewerSocket(websocket).run(attach, detach)
+                await ViewerSocket(websocket, transport, stall).run(attach, detach)
         return websocket
 
     async def _line(self, tenant: str, uuid: UUID) -> Line:
