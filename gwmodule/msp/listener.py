@@ -98,7 +98,6 @@ class GatewayListener:
         self._socket = _listen(self._config.host, self._config.port)
         loop.add_reader(self._socket.fileno(), self._accept)
         self.listening.set()
-        self._log.info("listening", address=self._config.host, port=self.port)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._journal.run(), name="journal")

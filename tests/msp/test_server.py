@@ -44,7 +44,7 @@ async def serve(
     processes.append(process)
     assert process.stderr is not None
     async with asyncio.timeout(15):
-        while b"gateways=" not in (line := await process.stderr.readline()):
+        while b"event=listening" not in (line := await process.stderr.readline()):
             assert line, "the service ended"
     return process, int(line.partition(b"gateways=127.0.0.1:")[2].split()[0])
 
