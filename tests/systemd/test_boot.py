@@ -32,6 +32,7 @@ MAX_EXPOSURE = {"gwmodule-relay": 1.3, "gwmodule-capture": 1.8}
 # WatchdogSec= of the units, for a test that does not want to wait for half a minute.
 # The machine that runs it may be busy: a feeding every second and a half.
 WATCHDOG = 5
+INSTALL = "dpkg --install /var/tmp/gwmodule*.deb"
 
 pytestmark = [
     pytest.mark.systemd,
@@ -136,8 +137,8 @@ def test_the_packages_install_and_start_nothing_before_there_is_a_configuration(
     machine: Machine,
 ) -> None:
     for package in sorted((TREE / "dist" / "deb").glob("*.deb")):
-        shutil.copy(package, machine.root / "root")
-    machine.run("sh", "-c", "dpkg --install /root/*.deb")
+        shutil.copy(package, machine.root / "var/tmp")
+    machine.run("sh", "-c", INSTALL)
     assert machine.run("gwmodule", "--version").startswith("gwmodule ")
     for service in SERVICES:
         assert machine.show(service, "ActiveState") == "inactive"
@@ -280,7 +281,7 @@ def test_a_hello_waits_in_the_socket_unit_while_the_relay_is_away(machine: Machi
 
 def test_an_upgrade_restarts_and_a_purge_leaves_only_what_is_not_ours(machine: Machine) -> None:
     before = machine.show("gwmodule-relay", "MainPID")
-    machine.run("sh", "-c", "dpkg --install /root/*.deb")
+    machine.run("sh", "-c", INSTALL)
     _restarted(machine, "gwmodule-relay", before, 15)
     machine.run("dpkg", "--purge", "gwmodule-capture", "gwmodule")
     assert machine.ask("systemctl", "is-active", *SERVICES).stdout.split() == ["inactive"] * 2
