@@ -57,7 +57,7 @@ from gwmodule.config import Config
 from gwmodule.errors import CaptureError, ConfigError
 from gwmodule.notify import Notifier
 from gwmodule.privileges import drop_all_capabilities
-from gwmodule.telemetry import EventLog
+from gwmodule.telemetry import EventLog, memory
 from gwmodule.wire.notices import Observation
 
 MAX_KEPT = 256
@@ -412,17 +412,6 @@ class CaptureService:
                 for sniffer in self._sniffers
             },
         }
-
-
-def memory() -> dict[str, int]:
-    """Resident and proportional set size of this process in KiB; empty where /proc does not say."""
-    sizes = {}
-    with contextlib.suppress(OSError), Path("/proc/self/smaps_rollup").open() as rollup:
-        for line in rollup:
-            name, _, value = line.partition(":")
-            if name in ("Rss", "Pss"):
-                sizes[f"{name.lower()}_kib"] = int(value.split()[0])
-    return sizes
 
 
 async def run(config: Config, allowed_users: frozenset[int] = frozenset()) -> None:
