@@ -31,6 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gwmodule.amt.functions",
         "gwmodule.amt.hold",
         "gwmodule.amt.redirection",
+        "gwmodule.amt.sol",
         "gwmodule.amt.wsman",
         "gwmodule.capture.bpf",
         "gwmodule.capture.datagrams",

@@ -1,8 +1,9 @@
-"""One SOL session of ours over one stream to a device, from its opening to its end.
+"""What carries a SOL session of ours: one stream to a device, from its opening to its end.
 
     type --> SolClient --> drive ----> stream --> gateway --> device
     data <-- SolClient <-- receive <-- stream
 
+`amt.sol` speaks the protocol; this gives it a stream, TLS, time and an owner to tell.
 `gwmodule-msp sol` runs it at the technician's end of a WebSocket, the console inside the service.
 Keepalives go on while nobody takes what the device says: only `receive` waits for its reader.
 """
@@ -18,17 +19,8 @@ from typing import Protocol, assert_never
 
 from gwmodule.amt.connection import HandshakeFailed, legacy_context, modern_context
 from gwmodule.amt.digest import ha1
-from gwmodule.amt.redirection import (
-    ControlStatus,
-    SessionStatus,
-    SolClient,
-    SolClosed,
-    SolControls,
-    SolData,
-    SolOpened,
-    SolRefused,
-    SolSettings,
-)
+from gwmodule.amt.redirection import ControlStatus, SessionStatus, SolSettings
+from gwmodule.amt.sol import SolClient, SolClosed, SolControls, SolData, SolOpened, SolRefused
 from gwmodule.errors import ChannelReset, Code, GatewayError
 from gwmodule.msp.subprotocol import first_leaf
 from gwmodule.msp.tls import ByteStream, TlsStream

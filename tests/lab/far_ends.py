@@ -16,15 +16,8 @@ import socket
 import sys
 import time
 
-from gwmodule.amt.redirection import (
-    SolClient,
-    SolClosed,
-    SolControls,
-    SolData,
-    SolOpened,
-    SolRefused,
-    SolSettings,
-)
+from gwmodule.amt.redirection import SolSettings
+from gwmodule.amt.sol import SolClient, SolClosed, SolControls, SolData, SolOpened, SolRefused
 
 _CHUNK = 8192
 

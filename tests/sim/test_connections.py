@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from gwmodule.amt.redirection import SessionKind, SolOpened, SolRefused
+from gwmodule.amt.redirection import SessionKind
+from gwmodule.amt.sol import SolOpened, SolRefused
 from gwmodule.errors import DeviceUnreachable, WsmanFault
 from gwmodule.sim.device import SimulatedDevice
 from gwmodule.sim.machine import Machine

@@ -14,15 +14,10 @@ from gwmodule.amt.redirection import (
     CLEAR_TEXT_LOGIN,
     LoginMethod,
     MessageType,
-    SolClient,
-    SolClosed,
-    SolData,
-    SolEvent,
-    SolOpened,
-    SolRefused,
     build_authenticate,
     build_sol_plain,
 )
+from gwmodule.amt.sol import SolClient, SolClosed, SolData, SolEvent, SolOpened, SolRefused
 from gwmodule.sim import device as device_module
 from gwmodule.sim.connections import RedirectionConnection
 from gwmodule.sim.control import ControlError, request
@@ -30,7 +25,7 @@ from gwmodule.sim.device import ANY_PORTS, CannotListen, Ports, SimulatedDevice
 from gwmodule.sim.hello import HelloTarget
 from gwmodule.sim.machine import Machine, PowerRequest, Provisioning, ReturnValue
 from gwmodule.sim.redirection import Login
-from tests.amt.test_redirection import START, START_SOL
+from tests.amt.transcript import START, START_SOL
 from tests.sim.test_rmcp import PING
 from tests.sim.test_wsman import get, invoke
 

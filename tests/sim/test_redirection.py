@@ -12,17 +12,13 @@ from gwmodule.amt.redirection import (
     MessageReader,
     MessageType,
     SessionKind,
-    SolClient,
-    SolData,
-    SolEvent,
-    SolOpened,
-    SolRefused,
     SolSettings,
     build_authenticate,
     build_sol_data,
     build_sol_plain,
     build_start_sol,
 )
+from gwmodule.amt.sol import SolClient, SolData, SolEvent, SolOpened, SolRefused
 from gwmodule.sim.machine import Machine, PowerRequest, Provisioning
 from gwmodule.sim.profiles import PROFILES
 from gwmodule.sim.redirection import (
@@ -33,7 +29,7 @@ from gwmodule.sim.redirection import (
     RedirectionServer,
 )
 from gwmodule.sim.serial import MAX_SERIAL
-from tests.amt import test_redirection as transcript
+from tests.amt import transcript
 
 PC = UUID("55e3ae13-bfd2-61bb-17a0-88aedd7037ea")
 QUICK = SolSettings(tx_buffer_timeout_ms=10, host_session_rx_timeout_ms=0, heartbeat_interval_ms=0)
