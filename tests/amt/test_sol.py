@@ -369,3 +369,19 @@ def test_a_client_that_waits_for_ever_still_keeps_alive() -> None:
 
 def test_the_password_is_not_shown(opened: SolClient) -> None:
     assert "P@ssw0rd" not in repr(opened)
+
+
+def test_a_ping_tells_how_long_the_device_took_and_is_not_repeated(opened: SolClient) -> None:
+    opened.ping(now=3.0)
+    opened.ping(now=3.2)
+    assert sent(opened) == bytes.fromhex("24000000 01000000")
+    opened.receive_data(bytes.fromhex("25000000 01000000") * 2, 3.5)
+    assert opened.round_trip == 0.5
+
+
+def test_no_ping_leaves_before_the_line_is_open() -> None:
+    sol = client()
+    sent(sol)
+    sol.ping(now=0.0)
+    assert sent(sol) == b""
+    assert sol.round_trip is None
