@@ -528,8 +528,9 @@ def add_provisioning_verbs(verbs: Verbs) -> None:
     renew.add_argument("--force", action="store_true", help="renew now")
     renew.add_argument(
         "--deploy-hook",
+        type=lambda text: _provisioning().command_argument(text),
         metavar="COMMAND",
-        help="run by the shell after a renewal, instead of dialling again",
+        help="run after a renewal, without a shell, instead of dialling again",
     )
     _add_wait(renew)
     _add_provisioning_verb(

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +56,7 @@ def run_renew(arguments: argparse.Namespace) -> int:
         path = Path(arguments.config)
         done = renew(path, force=arguments.force, wait=arguments.wait)
         if done["changed"] and arguments.deploy_hook:
-            hook = subprocess.run(arguments.deploy_hook, shell=True, check=False)  # noqa: S602
-            done["deploy_hook"] = hook.returncode
+            done["deploy_hook"] = _run_hook(arguments.deploy_hook)
         elif done["changed"]:
             done["reconnected"] = _reconnect(path)
         return done
@@ -81,7 +82,11 @@ def run_deprovision(arguments: argparse.Namespace) -> int:
     return _attempt(arguments, lambda: deprovision(Path(arguments.config)), tell)
 
 
-def _attempt(arguments: argparse.Namespace, work: Any, tell: Any) -> int:
+def _attempt(
+    arguments: argparse.Namespace,
+    work: Callable[[], dict[str, Any]],
+    tell: Callable[[dict[str, Any]], str],
+) -> int:
     try:
         done = work()
     except (TryLater, ConfigError, GatewayError, OSError) as exc:
@@ -93,6 +98,7 @@ def _attempt(arguments: argparse.Namespace, work: Any, tell: Any) -> int:
         print(f"gwmodule: {exc}; try again", file=sys.stderr)
         return TEMPORARY
     print(json.dumps(done) if arguments.json else tell(done))
+    # The certificate is in place all the same: only the hook is to be run again.
     if done.get("deploy_hook"):
         print(f"gwmodule: the deploy hook ended with {done['deploy_hook']}", file=sys.stderr)
         return FAILED
@@ -103,6 +109,16 @@ def _sentence(exc: Exception) -> str:
     if isinstance(exc, OSError):
         return f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc)
     return str(exc)
+
+
+def _run_hook(argv: list[str]) -> int:
+    """Its exit code, and a shell's 127 for a program that cannot be started."""
+    try:
+        # Not into stdout: that is our own answer's.
+        return subprocess.run(argv, stdout=sys.stderr, check=False).returncode
+    except OSError as exc:
+        print(f"gwmodule: {argv[0]}: {exc.strerror}", file=sys.stderr)
+        return 127
 
 
 def _reconnect(path: Path) -> bool:
@@ -130,6 +146,17 @@ def fingerprint_argument(text: str) -> str:
         return normal_fingerprint(text)
     except ValueError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from exc
+
+
+def command_argument(text: str) -> list[str]:
+    """A command line as a shell splits it; no shell runs it."""
+    try:
+        argv = shlex.split(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r}: {exc}") from exc
+    if not argv:
+        raise argparse.ArgumentTypeError("no command")
+    return argv
 
 
 def wait_argument(text: str) -> float:

@@ -93,12 +93,36 @@ def test_no_secret_is_printed(msp: Msp, gateway: Gateway) -> None:
 
 def test_a_hook_is_run_after_a_renewal_and_only_then(msp: Msp, gateway: Gateway) -> None:
     command(gateway, "provision", *arguments(msp), stdin=msp.token())
-    mark = gateway.directory / "hooked"
-    assert command(gateway, "renew", "--deploy-hook", f"touch {mark}").returncode == 0
+    mark = gateway.directory / "hooked here"
+    assert command(gateway, "renew", "--deploy-hook", f"touch '{mark}'").returncode == 0
     assert not mark.exists()
-    renewed = command(gateway, "renew", "--force", "--deploy-hook", f"touch {mark}; exit 3")
-    assert renewed.returncode == 1
+    assert command(gateway, "renew", "--force", "--deploy-hook", f"touch '{mark}'").returncode == 0
     assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("hook", "code", "problem"),
+    [
+        ("sh -c 'echo said; exit 3'", 3, "ended with 3"),
+        ("/does/not/exist", 127, "/does/not/exist: No such file or directory"),
+        ("/", 127, "/: Permission denied"),
+    ],
+)
+def test_a_hook_that_fails_is_told_apart_from_the_renewal(
+    msp: Msp, gateway: Gateway, hook: str, code: int, problem: str
+) -> None:
+    command(gateway, "provision", *arguments(msp), stdin=msp.token())
+    renewed = command(gateway, "renew", "--force", "--json", "--deploy-hook", hook)
+    assert renewed.returncode == 1
+    assert problem in renewed.stderr
+    # What the hook says is not part of the answer.
+    answer = json.loads(renewed.stdout)
+    assert (answer["changed"], answer["deploy_hook"]) == (True, code)
+
+
+@pytest.mark.parametrize("hook", ["", "touch 'x"])
+def test_a_hook_that_is_no_command_line_is_wrong_usage(gateway: Gateway, hook: str) -> None:
+    assert command(gateway, "renew", "--deploy-hook", hook).returncode == 2
 
 
 @needs_strace
