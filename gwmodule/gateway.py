@@ -26,12 +26,12 @@ from uuid import UUID
 from gwmodule import __version__
 from gwmodule.amt.presence import probe
 from gwmodule.capture.datagrams import MAX_FRAMES, MAX_FRAMES_SECONDS
-from gwmodule.capture.flood import FloodLimit
 from gwmodule.config import Config
 from gwmodule.control import ControlServer, require_free
 from gwmodule.devices import Devices
 from gwmodule.errors import BadArgument, Code, GatewayError
 from gwmodule.explain import Explainer, Target, parse_target
+from gwmodule.flood import FloodLimit
 from gwmodule.lan.leases import MAX_FILE, LeaseFile
 from gwmodule.lan.model import LanAddressesChanged, LanEvent, NeighbourChanged, WanChanged
 from gwmodule.lan.netlink import LanWatcher

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gwmodule.capture.dhcp import DhcpObserver, Dissect, Verdict, gate
-from gwmodule.capture.flood import FloodLimit
 from gwmodule.capture.hello import TransitReassembler
 from gwmodule.capture.packet import Packet, TcpSegment, UdpDatagram, parse_frame
+from gwmodule.flood import FloodLimit
 from gwmodule.wire.notices import Hello, Lease, LeaseEnd
 
 # A PC that boots by PXE and then starts its OS sends about ten DHCP messages within a minute, and

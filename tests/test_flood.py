@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gwmodule.capture.flood import MAX_BUCKETS, FloodLimit
+from gwmodule.flood import MAX_BUCKETS, FloodLimit
 
 PC = b"pc"
 

@@ -1,4 +1,4 @@
-"""How many frames of one sender are worth a parse."""
+"""How much of what one sender sends is worth a parse, or a line in the log."""
 
 from __future__ import annotations
 
