@@ -125,7 +125,7 @@ def _run(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def _relay(config: Config, arguments: argparse.Namespace) -> int:
-    from gwmodule.gateway import run_relay
+    from gwmodule.process import run_relay
     from gwmodule.telemetry import start_logging
 
     def runnable(config: Config) -> Config:

@@ -118,6 +118,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "compositions": (
         "gwmodule.gateway",
         "gwmodule.msp.server",
+        "gwmodule.process",
         "gwmodule.provisioning.provision",
         "gwmodule.sim.demo",
         "gwmodule.sim.dhcp",
@@ -159,6 +160,7 @@ GATEWAY_SIDE = (
     "gwmodule.explain",
     "gwmodule.gateway",
     "gwmodule.lan",
+    "gwmodule.process",
     "gwmodule.provisioning",
     "gwmodule.relay",
     "gwmodule.supervisor",

@@ -1,4 +1,4 @@
-"""What a service manager hears of the relay and the capture; no systemd is needed for that."""
+"""What a service manager hears of the relay; no systemd is needed for that."""
 
 from __future__ import annotations
 
