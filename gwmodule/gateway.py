@@ -140,10 +140,14 @@ class Relay:
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Until cancelled. `ready` is called once the control socket answers; a link may not be up
         for long after, and a router without WAN has to boot."""
+        # A timed lockdown outlives the relay that was asked for it.
+        self._expect_end_of_lockdown()
         try:
             await self._run(ready)
         finally:
             self._streams.close()
+            if self._lockdown_ends is not None:
+                self._lockdown_ends.cancel()
 
     async def _run(self, ready: Callable[[], None]) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -435,19 +439,22 @@ class Relay:
                 f"{MAX_LOCKDOWN}"
             )
         self._policy.lockdown.switch(on, now, seconds)
-        if self._lockdown_ends is not None:
-            self._lockdown_ends.cancel()
-            self._lockdown_ends = None
+        self._expect_end_of_lockdown()
         ended = {"streams": 0, "calls": 0}
         if on:
             ended["streams"] = self._streams.reset_all(Code.REFUSED_POLICY, LOCKED_DOWN)
             ended["calls"] = self._calls.end_all(LOCKED_DOWN)
-            if seconds is not None:
-                self._lockdown_ends = self._loop.call_later(
-                    seconds, self._log.warning, "lockdown_over"
-                )
         self._log.warning("lockdown", on=on, seconds=seconds or "-", **ended)
         return {**self._policy.lockdown.as_json(now), "ended": ended}
+
+    def _expect_end_of_lockdown(self) -> None:
+        """Only the log has to be told: what asks the lockdown looks at the time itself."""
+        if self._lockdown_ends is not None:
+            self._lockdown_ends.cancel()
+            self._lockdown_ends = None
+        ends_at = self._policy.lockdown.ends_at(self._loop.time())
+        if ends_at is not None:
+            self._lockdown_ends = self._loop.call_at(ends_at, self._log.warning, "lockdown_over")
 
     async def _record(self, arguments: dict[str, Any]) -> AsyncGenerator[bytes, None]:
         count, seconds = arguments.get("count"), arguments.get("seconds")

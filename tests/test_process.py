@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from gwmodule.control import ask
+
 CONFIG = """
 [msp]
 address = ["{msp}"]
@@ -45,6 +47,8 @@ class Relay:
                 "NOTIFY_SOCKET": str(folder / "notify"),
                 "WATCHDOG_USEC": "600000",
             },
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def write(self, msp: str) -> None:
@@ -69,9 +73,31 @@ class Relay:
             self.hear(0.1)
             self.hear(0.1)
 
+    def reload(self, msp: str) -> None:
+        self.write(msp)
+        self.process.send_signal(signal.SIGHUP)
+        self.heard("RELOADING=1")
+        self.heard("READY=1")
+
+    def lockdown(self, on: bool, seconds: int | None = None) -> None:
+        ask(str(self.folder / "control.sock"), "lockdown", {"on": on, "seconds": seconds})
+
+    def wait_for_log(self, event: str) -> None:
+        """The test's time limit is this one's."""
+        assert self.process.stderr is not None
+        assert any(f"event={event}" in line for line in self.process.stderr)
+
+    def rest_of_log(self) -> str:
+        """It ends with it."""
+        assert self.process.stderr is not None
+        self.process.kill()
+        return self.process.stderr.read()
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
         self._socket.close()
 
 
@@ -119,3 +145,17 @@ def test_a_good_configuration_is_taken_over_and_a_bad_one_is_not(relay: Relay) -
         relay.process.send_signal(number)
         relay.heard(message)
     assert relay.process.wait(10) == 0
+
+
+@pytest.mark.timeout(40)
+def test_the_end_of_a_lockdown_is_in_the_log_once_whoever_was_asked(relay: Relay) -> None:
+    relay.heard("READY=1")
+    relay.lockdown(on=True, seconds=4)
+    relay.reload("127.0.0.1:2")
+    # Said to the second relay, of what the first one was asked: that one did not end by itself.
+    relay.lockdown(on=False)
+    relay.lockdown(on=True, seconds=4)
+    relay.reload("127.0.0.1:3")
+    relay.wait_for_log("lockdown_over")
+    assert not ask(str(relay.folder / "control.sock"), "lockdown", {})["on"]
+    assert "lockdown_over" not in relay.rest_of_log()

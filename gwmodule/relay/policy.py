@@ -54,9 +54,13 @@ class Lockdown:
     def active(self, now: float) -> bool:
         return now < self._until
 
+    def ends_at(self, now: float) -> float | None:
+        """When it ends by itself, if it is on and will."""
+        return self._until if self.active(now) and self._until != math.inf else None
+
     def as_json(self, now: float) -> dict[str, Any]:
-        timed = self.active(now) and self._until != math.inf
-        left = round(self._until - now, 1) if timed else None
+        ends_at = self.ends_at(now)
+        left = None if ends_at is None else round(ends_at - now, 1)
         return {"on": self.active(now), "seconds_left": left}
 
 
