@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
+from weakref import WeakSet
 
 from gwmodule.config import MuxConfig
 from gwmodule.errors import Code, GatewayError, LinkLost, RemoteProtocolError
@@ -18,7 +19,7 @@ from gwmodule.msp.journal import Journal, Recorder
 from gwmodule.msp.registry import LinkDown, LinkUp, Observed
 from gwmodule.msp.session import Session, Sessions
 from gwmodule.telemetry import EventLog
-from gwmodule.uplink.link import Link
+from gwmodule.uplink.link import Link, close_all
 from gwmodule.uplink.tls import PeerIdentity, TlsEngine, server_context
 from gwmodule.wire.codec import build_welcome
 from gwmodule.wire.events import LinkDead
@@ -73,6 +74,8 @@ class GatewayListener:
         self._log = EventLog("gwmodule.msp")
         self._context = server_context(config.cafile, config.certificate, config.key)
         self._strangers: set[_Arrival] = set()
+        # Those whose socket is open, be it to linger: the loop holds them for as long.
+        self._links: WeakSet[Link] = WeakSet()
         # Greeted, and waiting for what the registry says about them.
         self._arrivals: asyncio.Queue[_Arrival] = asyncio.Queue()
         self._journal = Journal(registry, self._changed)
@@ -112,6 +115,7 @@ class GatewayListener:
             for session in self._sessions.all():
                 session.end(Code.SHUTDOWN, "the service stops")
             await self._journal.finish()
+            await close_all(self._links, GoAway(Code.SHUTDOWN, "the service stops"))
 
     def _accept(self) -> None:
         assert self._socket is not None  # noqa: S101 - registered with the socket
@@ -135,6 +139,7 @@ class GatewayListener:
                 continue
             arrival = _Arrival(self, sock, self._config.user_timeout)
             self._strangers.add(arrival)
+            self._links.add(arrival.link)
             arrival.link.start(self._config.user_timeout)
 
     def _listen_again(self) -> None:

@@ -14,14 +14,15 @@ import random
 import secrets
 import socket
 import ssl
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias
+from weakref import WeakSet
 
 from gwmodule import __version__
 from gwmodule.config import Config, split_address
 from gwmodule.errors import Code, GatewayError, HandshakeRefused, LinkLost, RemoteProtocolError
 from gwmodule.telemetry import Counters, EventLog
 from gwmodule.uplink.backoff import Backoff
-from gwmodule.uplink.link import Link
+from gwmodule.uplink.link import Link, close_all
 from gwmodule.uplink.tls import TlsEngine, client_context, clock_is_trusted
 from gwmodule.wire.codec import build_greeting
 from gwmodule.wire.events import Event, LinkDead, PeerGoingAway
@@ -85,6 +86,8 @@ class Dialer:
         self._wake = asyncio.Event()
         self._boot_id = secrets.token_bytes(8)
         self.session = GatewaySession(config, rng)
+        # Those whose socket is open, be it to linger: the loop holds them for as long.
+        self._links: WeakSet[Link] = WeakSet()
         # Where a GOAWAY told us to go; tried first, once.
         self._next_address = ""
         self.counters = Counters()
@@ -134,6 +137,12 @@ class Dialer:
     # ---- the endless loop ---------------------------------------------------------------------
 
     async def run(self) -> None:
+        try:
+            await self._dial_for_ever()
+        finally:
+            await close_all(self._links, GoAway(Code.SHUTDOWN, "the gateway stops"))
+
+    async def _dial_for_ever(self) -> NoReturn:
         loop = asyncio.get_running_loop()
         while True:
             for entry in self._addresses():
@@ -179,6 +188,7 @@ class Dialer:
         departure.clock_trusted = clock_is_trusted()
         self.msp = entry
         session.link = link = Link(loop, sock, engine, departure)
+        self._links.add(link)
         link.machine = departure.handshake
         link.start(self._config.liveness.timeout)
         try:

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import socket
 import struct
+from collections.abc import Iterable
 from typing import Protocol
 
 from gwmodule.errors import GatewayError, LinkLost, RemoteProtocolError
@@ -84,6 +85,8 @@ class Link:
         self._writer_armed = False
         self._flush_scheduled = False
         self._closed = False
+        # Not an Event, which holds half a KiB: there are thousands of links.
+        self._gone: asyncio.Future[None] = loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._timed: Machine | None = None
         self._stall: asyncio.TimerHandle | None = None
@@ -145,6 +148,10 @@ class Link:
             self._send_pending()
             self._sock.shutdown(socket.SHUT_WR)
         self._lose(reason or LinkLost("closed by us"), linger=True)
+
+    async def wait_closed(self) -> None:
+        """After `close`: until the peer has read our last words, or for a second."""
+        await asyncio.wait([self._gone])
 
     def abort(self, reason: GatewayError) -> None:
         self._lose(reason)
@@ -417,6 +424,7 @@ class Link:
             self._loop.add_reader(self._fd, self._discard)
         else:
             self._sock.close()
+            self._gone.set_result(None)
         self.owner.link_lost(self, reason)
 
     def _discard(self) -> None:
@@ -434,3 +442,14 @@ class Link:
             self._timer.cancel()
         self._loop.remove_reader(self._fd)
         self._sock.close()
+        self._gone.set_result(None)
+
+
+async def close_all(links: Iterable[Link], goaway: GoAway) -> None:
+    """The last thing before the loop ends: a process that is gone while input is still unread sends
+    a RST, which may destroy the GOAWAYs on their way.
+    """
+    closing = list(links)
+    for link in closing:
+        link.close(goaway)
+    await asyncio.gather(*(link.wait_closed() for link in closing))

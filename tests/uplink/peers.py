@@ -145,8 +145,6 @@ async def peers(directory: Path) -> AsyncIterator[Peers]:
         finally:
             for task in made.running:
                 task.cancel()
-    # Sockets that linger for our last words see their peers' end before the loop is gone.
-    await asyncio.sleep(0.02)
 
 
 async def until(condition: Callable[[], object]) -> None:

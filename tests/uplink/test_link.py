@@ -6,7 +6,7 @@ import socket
 from collections.abc import AsyncIterator
 
 from gwmodule.errors import Code, FrameSizeError, GatewayError, LinkLost
-from gwmodule.uplink.link import NOTSENT_LOWAT, Link
+from gwmodule.uplink.link import NOTSENT_LOWAT, Link, close_all
 from gwmodule.wire.codec import Decoder, parse_goaway
 from gwmodule.wire.messages import GoAway
 from tests.uplink.peers import until
@@ -217,3 +217,33 @@ async def test_after_the_end_everything_is_quiet() -> None:
         assert link.closed
         assert link.peer == ("", 0)
         assert link.local_address == ""
+
+
+async def test_what_stops_waits_until_the_peers_have_read_why() -> None:
+    async with plain() as (link, _, _, far), asyncio.TaskGroup() as tasks:
+        # What nobody will read: to close over it sends a RST, which destroys what is on its way.
+        far.send(b"a keystroke that came too late")
+        stopping = tasks.create_task(close_all([link], GoAway(Code.SHUTDOWN, "we stop")))
+        decoder = Decoder()
+        while data := await read(far):
+            decoder.receive(data)
+        frame = decoder.next_frame()
+        assert frame is not None
+        assert parse_goaway(frame.payload).reason == "we stop"
+        assert not stopping.done()
+        far.close()
+        async with asyncio.timeout(0.5):
+            await stopping
+
+
+async def test_a_peer_that_never_closes_is_not_waited_for_long() -> None:
+    async with plain() as (link, _, _, _far), asyncio.timeout(5):
+        link.close()
+        await link.wait_closed()
+
+
+async def test_an_aborted_link_is_gone_at_once() -> None:
+    async with plain() as (link, _, _, _far):
+        link.abort(LinkLost("nothing received"))
+        async with asyncio.timeout(0.1):
+            await link.wait_closed()
