@@ -19,7 +19,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gwmodule import __version__
-from gwmodule.config import Config, load, with_credentials
+from gwmodule.config import (
+    MAX_LOCKDOWN,
+    MAX_RECORD_COUNT,
+    MAX_RECORD_SECONDS,
+    Config,
+    load,
+    with_credentials,
+)
 from gwmodule.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
@@ -34,13 +41,8 @@ TOML_CONFIG = "/etc/gwmodule/gwmodule.toml"
 DEFAULT_CONFIG = UCI_CONFIG if Path("/etc/openwrt_release").exists() else TOML_CONFIG
 OOM_SCORE = 500
 
-# A recording for support: long enough for a PC to boot, small enough for a router's /tmp.
 RECORD_SECONDS = 60
-MAX_RECORD_SECONDS = 600
 RECORD_COUNT = 1000
-MAX_RECORD_COUNT = 10000
-# A day: a lockdown that should last longer is `relay.lockdown`.
-MAX_LOCKDOWN = 86400
 
 
 class UsageError(GatewayError):

@@ -31,6 +31,13 @@ CREDENTIALS = {"key": "gateway.key", "certificate": "gateway.crt", "cafile": "ca
 SERVICE_NAME = "gwmodule-msp"
 ENROLMENT_PORT = 8884
 
+# What may be asked of a running relay: here, because the command line knows it as well and does not
+# load what a service does. A lockdown that should last longer than a day is `relay.lockdown`; a
+# recording is long enough for a PC to boot, and small enough for a router's /tmp.
+MAX_LOCKDOWN = 86400
+MAX_RECORD_SECONDS = 600
+MAX_RECORD_COUNT = 10000
+
 
 def setting(
     default: Any,

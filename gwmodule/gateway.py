@@ -15,7 +15,6 @@ import os
 import random
 import socket
 import time
-import typing
 from collections.abc import AsyncGenerator, Callable, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -24,8 +23,7 @@ from uuid import UUID
 
 from gwmodule import __version__
 from gwmodule.amt.presence import probe
-from gwmodule.capture.datagrams import MAX_FRAMES, MAX_FRAMES_SECONDS
-from gwmodule.config import Config
+from gwmodule.config import MAX_LOCKDOWN, MAX_RECORD_COUNT, MAX_RECORD_SECONDS, Config
 from gwmodule.control import ControlServer
 from gwmodule.devices import Devices
 from gwmodule.errors import BadArgument, Code
@@ -38,7 +36,7 @@ from gwmodule.relay.calls import Calls
 from gwmodule.relay.capture_client import CaptureClient
 from gwmodule.relay.dial import LanDialer
 from gwmodule.relay.listener import HelloListener
-from gwmodule.relay.policy import LOCKED_DOWN, MAX_LOCKDOWN, Lockdown, Policy
+from gwmodule.relay.policy import LOCKED_DOWN, Lockdown, Policy
 from gwmodule.relay.probe import ProbeScheduler
 from gwmodule.relay.streams import Streams
 from gwmodule.telemetry import Counters, EventLog, memory
@@ -457,17 +455,23 @@ class Relay:
             self._lockdown_ends = self._loop.call_at(ends_at, self._log.warning, "lockdown_over")
 
     async def _record(self, arguments: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-        count, seconds = arguments.get("count"), arguments.get("seconds")
-        for value, most in ((count, MAX_FRAMES), (seconds, MAX_FRAMES_SECONDS)):
-            if type(value) is not int or not 1 <= value <= most:
-                raise BadArgument(f"count and seconds are whole numbers, 1 to {most:g}")
-        chunks = self._capture.record(typing.cast(int, count), typing.cast(int, seconds))
+        count = _whole_number(arguments, "count", MAX_RECORD_COUNT)
+        seconds = _whole_number(arguments, "seconds", MAX_RECORD_SECONDS)
+        chunks = self._capture.record(count, seconds)
         self._log.info("recording", count=count, seconds=seconds)
         return chunks
 
     async def _reconnect(self, _: dict[str, Any]) -> dict[str, Any]:
         self.reconnect("asked for by the local control socket")
         return {"dialling": True}
+
+
+def _whole_number(arguments: dict[str, Any], name: str, most: int) -> int:
+    value = arguments.get(name)
+    # A bool is an int in Python, and no number in JSON.
+    if type(value) is not int or not 1 <= value <= most:
+        raise BadArgument(f"`{name}` is a whole number, 1 to {most}")
+    return value
 
 
 def _process_start() -> float:

@@ -38,9 +38,6 @@ _MAX_AGE_MS = 0xFFFFFFFF
 _RECORD = struct.Struct("!BII")
 _FRAME = struct.Struct("!BdI")
 MAX_FRAME = MAX_DATAGRAM - _FRAME.size
-# A request for frames that is larger or longer gets this much.
-MAX_FRAMES = 10000
-MAX_FRAMES_SECONDS = 600
 # More than a request of the relay ever has: the rest of a longer one is thrown away.
 MAX_REQUEST = 64
 

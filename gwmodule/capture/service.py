@@ -40,8 +40,6 @@ from pathlib import Path
 from typing import Any
 
 from gwmodule.capture.datagrams import (
-    MAX_FRAMES,
-    MAX_FRAMES_SECONDS,
     MAX_REQUEST,
     build_counters,
     build_frame,
@@ -53,7 +51,7 @@ from gwmodule.capture.observer import Observer
 from gwmodule.capture.packet import Packet
 from gwmodule.capture.pcap import with_vlan
 from gwmodule.capture.sniffer import Frame, Sniffer
-from gwmodule.config import Config
+from gwmodule.config import MAX_RECORD_COUNT, MAX_RECORD_SECONDS, Config
 from gwmodule.errors import CaptureError, ConfigError
 from gwmodule.notify import Notifier
 from gwmodule.privileges import drop_all_capabilities
@@ -365,8 +363,9 @@ class CaptureService:
             self._gone(relay)
         elif (request := parse_record(data)) is not None:
             count, seconds = request
-            relay.frames = min(count, MAX_FRAMES)
-            relay.frames_until = self._loop.time() + min(seconds, MAX_FRAMES_SECONDS)
+            # A request that is larger or longer gets this much.
+            relay.frames = min(count, MAX_RECORD_COUNT)
+            relay.frames_until = self._loop.time() + min(seconds, MAX_RECORD_SECONDS)
             self._recording = any(other.frames for other in self._relays)
 
     def _send(self, relay: Outbox, datagram: bytes) -> None:

@@ -20,8 +20,6 @@ from gwmodule.wire.notices import NO_MAC, format_mac
 AMT_PORTS = frozenset(range(16992, 16996))
 # What the MSP and its technician are told, word for word.
 LOCKED_DOWN = "locked down at the gateway"
-# Seconds; a lockdown that should last longer than a day is `relay.lockdown`.
-MAX_LOCKDOWN = 86400
 
 
 class Rule(enum.StrEnum):
