@@ -203,12 +203,17 @@ class ApiClient:
             raise self._unavailable(exc) from exc
 
     async def open_stream(
-        self, guid: str, port: int, *, hold: bool = False, mode: str = ""
+        self, guid: str, port: int, *, hold: bool = False, mode: str = "", takeover: bool = False
     ) -> ClientStream:
-        """A stream with half-close to `port` of a device; ApiRefused when there is none."""
+        """A stream with half-close to `port` of a device; ApiRefused when there is none.
+
+        With mode `sol`, `takeover` ends the stream or console that has the serial line.
+        """
         query = {"p": "2", "host": guid, "port": str(port), "tls": "0", "hold": str(int(hold))}
         if mode:
             query["mode"] = mode
+        if takeover:
+            query["takeover"] = "1"
         try:
             websocket = await self._session.ws_connect(
                 f"{self._base}/relay/webrelay.ashx",

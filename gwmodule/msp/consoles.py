@@ -260,6 +260,7 @@ class Console:
         self._away_at = float("-inf")
         self._room = asyncio.Event()
         self._stop = asyncio.Event()
+        self.over = asyncio.Event()
         self._stop_reason = ""
         self._expiry: asyncio.TimerHandle | None = None
 
@@ -340,6 +341,7 @@ class Console:
             if timer is not None:
                 timer.cancel()
         self._change(State.CLOSED, reason)
+        self.over.set()
         for viewer in self._viewers:
             viewer.end(code, reason, after_log=True)
 
@@ -582,6 +584,13 @@ class Consoles:
         console = self._open.get((tenant, device))
         if console is not None:
             console.stop(reason)
+
+    async def take(self, tenant: str, device: UUID, reason: str) -> None:
+        """Hang up, and return when the device's line is free."""
+        console = self._open.get((tenant, device))
+        if console is not None:
+            console.stop(reason)
+            await console.over.wait()
 
     def detach(self, tenant: str, device: UUID, viewer: Viewer) -> None:
         console = self._open.get((tenant, device))

@@ -66,6 +66,7 @@ class SolOptions:
     timeout: float | None = None
     idle: float = 2.0
     boot: str = ""
+    takeover: bool = False
     settings: SolSettings = field(default_factory=SolSettings)
 
 
@@ -228,7 +229,12 @@ class Sol:
         options = self._options
         try:
             self._stream = await self._client.open_stream(
-                options.guid, port, hold=options.hold, mode="sol"
+                options.guid,
+                port,
+                hold=options.hold,
+                mode="sol",
+                # Who came in while our connection was lost stays.
+                takeover=options.takeover and not self._opened,
             )
             return self._stream
         except ApiUnavailable as exc:

@@ -207,6 +207,23 @@ async def test_a_second_session_is_told_that_the_device_is_busy(
         first.cancel()
 
 
+async def test_a_takeover_ends_the_first_session_which_does_not_come_back(
+    service: Service, device: Device, pipes: Pipes
+) -> None:
+    async def cut_off() -> str:
+        with pytest.raises(ChannelReset) as caught:
+            await sol(service.client, pipes, ("expect", "never")).run()
+        return str(caught.value)
+
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(cut_off())
+        await until(lambda: "connected" in said(pipes))
+        other = Pipes(pipes.stdin, pipes.stdout, -1, -1)
+        await sol(service.client, other, ("expect", "login: "), takeover=True).run()
+    assert first.result().startswith("taken over by ")
+    assert "opening the session again" not in said(pipes)
+
+
 @pytest.mark.parametrize("code", [Code.SESSION_LOST, Code.POWER_ACTION, Code.CONNECTION_LOST])
 async def test_a_lost_stream_is_opened_again_by_itself(
     service: Service, device: Device, pipes: Pipes, monkeypatch: pytest.MonkeyPatch, code: Code

@@ -175,6 +175,7 @@ class Api:
                 parts.sessions,
                 self.calls,
                 self.streams,
+                self.consoles,
                 self.spent,
                 self.authenticator,
                 clock,

@@ -14,7 +14,7 @@ from gwmodule.msp.accounts import Role
 from gwmodule.msp.api.asking import Asked, device_of
 from gwmodule.msp.api.auth import Authenticator
 from gwmodule.msp.api.calls import Calls
-from gwmodule.msp.api.streams import OpenStream, OpenStreams, open_websocket
+from gwmodule.msp.api.streams import SOL, OpenStream, OpenStreams, open_websocket
 from gwmodule.msp.api.tokens import SpentTokens
 from gwmodule.msp.consoles import ConsoleRefused, Consoles, Line, Place, Viewer
 from gwmodule.msp.database import RegistryError
@@ -79,9 +79,7 @@ class ConsoleRoutes:
         def detach(viewer: Viewer) -> None:
             self._consoles.detach(tenant, uuid, viewer)
 
-        stream = OpenStream(
-            tenant, uuid, "sol", asked.actor, close, since=self._clock(), viewer=True
-        )
+        stream = OpenStream(tenant, uuid, SOL, asked.actor, close, since=self._clock(), viewer=True)
         transport, stall = asked.http.transport, self._consoles.settings.stall
         async with self._authenticator.watched(asked, leave):
             with self._streams.held(stream):

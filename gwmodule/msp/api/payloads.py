@@ -583,6 +583,7 @@ class RelayQuery(Request, rename=None):
     tls1only: str = "0"
     mode: Annotated[str, Meta(max_length=16)] = ""
     hold: Literal["0", "1"] = "0"
+    takeover: Literal["0", "1"] = "0"
 
 
 # The service.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -11,12 +12,13 @@ from uuid import UUID
 from aiohttp import web
 
 from gwmodule.errors import Code
-from gwmodule.msp.api.answers import ApiError
+from gwmodule.msp.api.answers import ApiError, time_text
 from gwmodule.msp.api.asking import Asked, device_of
 from gwmodule.msp.api.auth import Authenticator
 from gwmodule.msp.api.calls import Calls, session_of
 from gwmodule.msp.api.payloads import RelayQuery
 from gwmodule.msp.api.tokens import SpentTokens
+from gwmodule.msp.consoles import Consoles
 from gwmodule.msp.records import Device
 from gwmodule.msp.registry import Registry
 from gwmodule.msp.seam import SessionsSeam
@@ -27,6 +29,9 @@ from gwmodule.wire.messages import StreamTarget
 
 # How long the service waits at its end for requests that are still running.
 SHUTDOWN_TIMEOUT = 2.0
+# For a session to end in order at the device, which some take two seconds for.
+TAKEOVER_TIMEOUT = 5.0
+SOL = "sol"
 
 
 @dataclass(eq=False, slots=True)
@@ -104,6 +109,7 @@ class Streams:
         sessions: SessionsSeam,
         calls: Calls,
         streams: OpenStreams,
+        consoles: Consoles,
         spent: SpentTokens,
         authenticator: Authenticator,
         clock: Callable[[], float],
@@ -113,6 +119,7 @@ class Streams:
         self._sessions = sessions
         self._calls = calls
         self._streams = streams
+        self._consoles = consoles
         self._spent = spent
         self._clock = clock
         self._log = EventLog("gwmodule.msp.api")
@@ -135,11 +142,46 @@ class Streams:
         )
         try:
             async with self._authenticator.watched(asked, relay.close):
-                with self._streams.held(stream):
-                    ending = await relay.run(session, target)
+                if busy := await self._line_kept(asked, device):
+                    ending = Ending(Code.LIMIT, busy)
+                    await relay.close(ending.code, ending.reason)
+                else:
+                    with self._streams.held(stream):
+                        ending = await relay.run(session, target)
         finally:
             await self._record(asked, "stream.close", device, target, ending)
         return websocket
+
+    async def _line_kept(self, asked: Asked, device: Device) -> str:
+        """Why this stream cannot have the serial line it is for; empty when it can.
+
+        The caller's own stream is not in the way: the connection that it came by may be lost
+        without our knowing. The device, which has one line, refuses if that stream lives.
+        """
+        query: RelayQuery = asked.query
+        if query.mode != SOL:
+            return ""
+        streams = [
+            other
+            for other in self._streams.to(asked.tenant, device.uuid)
+            if other.kind == SOL and not other.viewer
+        ]
+        if query.takeover == "1":
+            reason = f"taken over by {asked.actor}"
+            # Of one that does not even take its end, the device will say that it is busy.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TAKEOVER_TIMEOUT):
+                    await self._consoles.take(asked.tenant, device.uuid, reason)
+                    for other in streams:
+                        await other.close(Code.CANCELLED, reason)
+            return ""
+        held = [(other.holder, other.since) for other in streams]
+        if (seat := self._consoles.seat(asked.tenant, device.uuid)) is not None:
+            held.append((seat.name, seat.since))
+        for holder, since in held:
+            if holder != asked.actor:
+                return f"busy: held by {holder} since {time_text(since)}"
+        return ""
 
     async def _record(
         self,

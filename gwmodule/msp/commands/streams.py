@@ -65,6 +65,9 @@ def add(command: Command) -> None:
         action="store_true",
         help="no TLS even if the device has it, and a login without digest if it has no other",
     )
+    sol.add_argument(
+        "--takeover", action="store_true", help="end the stream or console that has the line"
+    )
     sol.add_argument("--no-hold", action="store_true", help="no heartbeats by the gateway")
 
     forward = command("forward", online(_forward), "make a device's port a local TCP port")
@@ -107,6 +110,7 @@ async def _sol(options: argparse.Namespace, client: ApiClient) -> int:
             timeout=timeout,
             idle=options.idle,
             boot=options.boot or "",
+            takeover=options.takeover,
         ),
         stdin=sys.stdin.fileno(),
         stdout=sys.stdout.fileno(),

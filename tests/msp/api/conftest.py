@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from gwmodule.msp.accounts import Principal, Role
 from gwmodule.msp.api import tcp_socket
 from gwmodule.msp.api.listening import start_tcp
-from tests.msp.conftest import NOW, Service
+from gwmodule.msp.records import AuditEntry
+from tests.msp.conftest import NOW, PC, Service
 
 PASSWORD = "correct horse battery"
 
@@ -42,6 +44,15 @@ class Site:
             if response.content_type == "application/json":
                 return response.status, await response.json()
             return response.status, data.decode()
+
+    async def audited(self, actor: str, action: str) -> AuditEntry:
+        """His last entry of this kind; what ends a stream comes after its last word."""
+        async with asyncio.timeout(5):
+            while True:
+                for entry in await self.service.registry.audit_entries(uuid=PC):
+                    if (entry.actor, entry.action) == (actor, action):
+                        return entry
+                await asyncio.sleep(0.01)
 
 
 @pytest.fixture

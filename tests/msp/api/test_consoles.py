@@ -201,3 +201,24 @@ async def test_the_console_is_served_with_its_policy(site: Site) -> None:
 async def test_nothing_else_is_served(site: Site, path: str) -> None:
     async with site.http.get(site.url + path) as response:
         assert response.status == 404
+
+
+RELAY = f"/relay/webrelay.ashx?p=2&host={PC}&port=16994&tls=0&mode=sol"
+
+
+async def test_the_seat_of_a_console_holds_the_line_and_can_be_taken_over(site: Site) -> None:
+    await store_login(site)
+    console = await attach(site, Role.TECHNICIAN)
+    await until(console, b"login: ")
+    headers = {"Authorization": f"Bearer {site.token(Role.ADMIN)}"}
+    async with site.http.ws_connect(site.url + RELAY, headers=headers) as websocket:
+        code, reason = await closed(websocket)
+        assert code == CLOSE_BASE + Code.LIMIT
+        assert reason.startswith("busy: held by technician@default since 2027-")
+    async with site.http.ws_connect(site.url + RELAY + "&takeover=1", headers=headers) as websocket:
+        assert (await closed(console))[1] == "taken over by admin@default"
+        # The device has let go of the console, and takes another session.
+        await websocket.send_bytes(b"\x10\x00\x00\x00SOL ")
+        async with asyncio.timeout(5):
+            answer = await websocket.receive_bytes()
+        assert answer[:2] == b"\x11\x00"

@@ -113,3 +113,71 @@ async def test_open_streams_are_shown_and_can_be_cut(site: Site, ask: Ask) -> No
         assert message.extra == "disconnected by admin@default"
     _, cut = await site.request("DELETE", cut_path, token=site.token())
     assert cut["streams"] == 0
+
+
+async def opened(site: Site, role: Role, more: str = "") -> aiohttp.ClientWebSocketResponse:
+    headers = {"Authorization": f"Bearer {site.token(role)}"}
+    websocket = await site.http.ws_connect(site.url + RELAY + more, headers=headers)
+    await websocket.send_bytes(b"\x10\x00\x00\x00SOL ")
+    return websocket
+
+
+async def test_who_comes_second_to_a_serial_line_is_told_who_has_it(site: Site) -> None:
+    first = await opened(site, Role.TECHNICIAN)
+    stream = await site.service.session.streams.get()
+    second = await opened(site, Role.ADMIN)
+    message = await second.receive()
+    assert message.data == CLOSE_BASE + Code.LIMIT
+    assert message.extra == "busy: held by technician@default since 2027-01-15T08:00:00.000Z"
+    assert site.service.session.streams.empty()
+    entry = await site.audited("admin@default", "stream.close")
+    assert entry.detail["reason"] == message.extra
+    await first.send_bytes(b"x")
+    await stream.wait_for(lambda: stream.written[-1] == b"x")
+    await first.close()
+    await site.audited("technician@default", "stream.close")
+    again = await opened(site, Role.ADMIN)
+    await site.service.session.streams.get()
+    await again.close()
+
+
+async def test_a_stream_that_is_no_serial_line_is_in_nobodys_way(site: Site) -> None:
+    headers = {"Authorization": f"Bearer {site.token()}"}
+    path = f"/relay/webrelay.ashx?p=2&host={PC}&port=16992&tls=0"
+    async with site.http.ws_connect(site.url + path, headers=headers) as page:
+        await page.send_bytes(b"GET /")
+        await site.service.session.streams.get()
+        line = await opened(site, Role.TECHNICIAN)
+        await site.service.session.streams.get()
+        async with site.http.ws_connect(site.url + path, headers=headers) as another:
+            await another.send_bytes(b"GET /")
+            await site.service.session.streams.get()
+        await line.close()
+
+
+async def test_a_takeover_ends_the_other_and_says_whose_doing_it_is(site: Site) -> None:
+    first = await opened(site, Role.TECHNICIAN)
+    before = await site.service.session.streams.get()
+    second = await opened(site, Role.ADMIN, "&takeover=1")
+    message = await first.receive()
+    assert (message.data, message.extra) == (
+        CLOSE_BASE + Code.CANCELLED, "taken over by admin@default",
+    )  # fmt: skip
+    after = await site.service.session.streams.get()
+    # The line was given back before it was asked for again.
+    assert before.reset_with == (Code.CANCELLED, "taken over by admin@default")
+    after.incoming.put_nowait(b"hello")
+    assert await second.receive_bytes() == b"hello"
+    await second.close()
+
+
+async def test_ones_own_old_stream_is_not_in_the_way(site: Site) -> None:
+    """A lost connection may have left it behind; whether it lives the device knows."""
+    ghost = await opened(site, Role.TECHNICIAN)
+    await site.service.session.streams.get()
+    websocket = await opened(site, Role.TECHNICIAN)
+    stream = await site.service.session.streams.get()
+    stream.incoming.put_nowait(b"busy, says the device")
+    assert await websocket.receive_bytes() == b"busy, says the device"
+    await websocket.close()
+    await ghost.close()
