@@ -19,7 +19,7 @@ from gwmodule.lan.model import (
     Route,
     RouteChange,
 )
-from gwmodule.relay.policy import Policy, Rule
+from gwmodule.relay.policy import Lockdown, Policy, Rule
 
 MAC = bytes.fromhex("020000000110")
 OTHER_MAC = bytes.fromhex("020000000111")
@@ -103,6 +103,20 @@ def test_ipv6_is_refused_by_name() -> None:
         Policy(CONFIG).check(gateway(), IPv6Address("2001:db8::1"), 16992, MAC)
 
 
+def test_an_ipv6_address_is_what_is_wrong_whatever_the_port() -> None:
+    with pytest.raises(PolicyRefused) as refusal:
+        Policy(CONFIG).check(gateway(), IPv6Address("2001:db8::1"), 22, MAC)
+    assert refusal.value.rule == Rule.NOT_IPV4
+
+
+def test_a_lan_that_is_down_is_not_called_a_wan() -> None:
+    model = gateway()
+    model.apply(InterfaceChange(Interface(2, "br-lan", up=False, running=False)))
+    with pytest.raises(PolicyRefused) as refusal:
+        Policy(CONFIG).check(model, PC, 16992, MAC)
+    assert refusal.value.rule == Rule.NOT_ON_LAN
+
+
 def test_another_mac_is_refused_with_both() -> None:
     with pytest.raises(
         PolicyRefused, match="is 02:00:00:00:01:10, not the expected 02:00:00:00:01:11"
@@ -177,6 +191,17 @@ def test_a_lockdown_refuses_everything_until_it_is_over() -> None:
     assert policy.lockdown.as_json(1e9) == {"on": True, "seconds_left": None}
     policy.lockdown.switch(False, 30.0)
     policy.check_access(30.0)
+
+
+def test_only_a_timed_lockdown_that_is_on_has_an_end() -> None:
+    lockdown = Lockdown(on=False)
+    assert lockdown.ends_at(0.0) is None
+    lockdown.switch(True, 10.0, 5.0)
+    assert lockdown.ends_at(14.9) == 15.0
+    assert lockdown.ends_at(15.0) is None
+    assert lockdown.as_json(15.0) == {"on": False, "seconds_left": None}
+    lockdown.switch(True, 20.0)
+    assert lockdown.ends_at(20.0) is None
 
 
 def test_the_configuration_decides_how_it_starts() -> None:
