@@ -18,6 +18,7 @@ from gwmodule.errors import Code, GatewayError, LinkLost, RemoteProtocolError
 from gwmodule.msp.journal import Journal, Recorder
 from gwmodule.msp.registry import LinkDown, LinkUp, Observed
 from gwmodule.msp.session import Session, Sessions
+from gwmodule.msp.strangers import Strangers
 from gwmodule.telemetry import EventLog
 from gwmodule.uplink.link import Link, close_all
 from gwmodule.uplink.tls import PeerIdentity, TlsEngine, server_context
@@ -30,7 +31,7 @@ from gwmodule.wire.messages import GoAway, Greeting, Notice, Welcome
 # Seconds from accept to greeting, TLS included.
 _HANDSHAKE_TIMEOUT = 10.0
 # Connections that have not proved who they are; a flood of them costs no known gateway its link.
-_MAX_STRANGERS = 512
+MAX_STRANGERS = 512
 _BACKLOG = 1024
 # Two boxes with one identity push each other out: after three such swaps the newer one waits.
 _SWAPS = 3
@@ -73,7 +74,7 @@ class GatewayListener:
         self._on_change = on_change
         self._log = EventLog("gwmodule.msp")
         self._context = server_context(config.cafile, config.certificate, config.key)
-        self._strangers: set[_Arrival] = set()
+        self.strangers: Strangers[_Arrival] = Strangers("link", MAX_STRANGERS)
         # Those whose socket is open, be it to linger: the loop holds them for as long.
         self._links: WeakSet[Link] = WeakSet()
         # Greeted, and waiting for what the registry says about them.
@@ -110,7 +111,7 @@ class GatewayListener:
                 self._again.cancel()
             loop.remove_reader(self._socket.fileno())
             self._socket.close()
-            for arrival in list(self._strangers):
+            for arrival in self.strangers.all():
                 arrival.link.abort(LinkLost("the service stops"))
             for session in self._sessions.all():
                 session.end(Code.SHUTDOWN, "the service stops")
@@ -121,7 +122,7 @@ class GatewayListener:
         assert self._socket is not None  # noqa: S101 - registered with the socket
         for _ in range(_ACCEPTS_PER_TURN):
             try:
-                sock, _address = self._socket.accept()
+                sock, address = self._socket.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as exc:
@@ -133,14 +134,13 @@ class GatewayListener:
                 loop.remove_reader(self._socket.fileno())
                 self._again = loop.call_later(_ACCEPT_PAUSE, self._listen_again)
                 return
-            if len(self._strangers) >= _MAX_STRANGERS:
-                self.counters["too_many_strangers"] += 1
-                sock.close()
-                continue
-            arrival = _Arrival(self, sock, self._config.user_timeout)
-            self._strangers.add(arrival)
-            self._links.add(arrival.link)
-            arrival.link.start(self._config.user_timeout)
+            arrival = _Arrival(self, sock)
+            loser = self.strangers.enter(arrival, address[0], asyncio.get_running_loop().time())
+            if loser is not arrival:
+                self._links.add(arrival.link)
+                arrival.link.start(self._config.user_timeout)
+            if loser is not None:
+                loser.link.abort(LinkLost("too many connections that nobody knows"))
 
     def _listen_again(self) -> None:
         assert self._socket is not None  # noqa: S101 - cancelled before it is closed
@@ -148,8 +148,10 @@ class GatewayListener:
 
     # ---- what an arrival asks -----------------------------------------------------------------
 
-    def forget(self, arrival: _Arrival) -> None:
-        self._strangers.discard(arrival)
+    def lost(self, arrival: _Arrival) -> None:
+        if arrival in self.strangers:
+            self.strangers.leave(arrival)
+            self.counters["strangers_lost"] += 1
 
     def arrived(self, arrival: _Arrival) -> None:
         self._arrivals.put_nowait(arrival)
@@ -169,7 +171,7 @@ class GatewayListener:
                 self._log.error("registry_failed", gateway=identity.name, reason=exc)
                 link.close(GoAway(Code.INTERNAL, "the registry cannot be read now"))
                 continue
-            self.forget(arrival)
+            self.strangers.leave(arrival)
             if not link.closed:
                 try:
                     self._admit(link, identity, greeting, arrival.rest(), known=known)
@@ -310,7 +312,7 @@ class GatewayListener:
 class _Arrival:
     """A connection that has yet to say who it is."""
 
-    def __init__(self, listener: GatewayListener, sock: socket.socket, timeout: float) -> None:
+    def __init__(self, listener: GatewayListener, sock: socket.socket) -> None:
         self._listener = listener
         loop = asyncio.get_running_loop()
         self.greeting: Greeting | None = None
@@ -341,8 +343,7 @@ class _Arrival:
                 link.close()
 
     def link_lost(self, link: Link, reason: GatewayError) -> None:
-        self._listener.forget(self)
-        self._listener.counters["strangers_lost"] += 1
+        self._listener.lost(self)
         EventLog("gwmodule.msp").debug("stranger_lost", peer=link.peer[0], reason=reason)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from gwmodule.errors import Code
+from gwmodule.msp import listener
 from gwmodule.msp.database import RegistryError
 from gwmodule.msp.registry import Event
 from gwmodule.wire.events import MessageReceived
@@ -149,7 +150,7 @@ async def test_a_link_that_dies_while_it_waits_leaves_nothing(tmp_path: Path) ->
         _, recorder, _ = msp.start_gateway(msp.config())
         await until(lambda: recorder.ups)
         await until(lambda: all(s.gateway == "gw-1" or not s.connected for s in msp.sessions.all()))
-        assert not msp.listener._strangers
+        assert not msp.listener.strangers
 
 
 async def test_the_end_of_a_session_that_was_replaced_does_not_end_its_gateway(
@@ -202,3 +203,33 @@ async def test_without_descriptors_it_waits_instead_of_spinning(tmp_path: Path) 
             # Accepted after all, and ended: it said nothing that is TLS.
             caller.send(bytes(100))
             await until(lambda: strangers["strangers_lost"])
+
+
+async def test_one_host_cannot_keep_gateways_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "MAX_STRANGERS", 8)
+    async with peers(tmp_path) as msp:
+        address = ("127.0.0.1", msp.port)
+        held = [
+            socket.create_connection(address, source_address=("127.0.0.2", 0)) for _ in range(30)
+        ]
+        await until(lambda: msp.listener.strangers.refused)
+        _, recorder, _ = msp.start_gateway(msp.config())
+        await until(lambda: recorder.ups)
+        assert msp.listener.strangers.displaced == 1
+        for sock in held:
+            sock.close()
+
+
+async def test_many_gateways_behind_one_address_get_in_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "MAX_STRANGERS", 3)
+    async with peers(tmp_path) as msp:
+        names = [f"home-{number}" for number in range(30)]
+        msp.registry.allowed.update(names)
+        recorders = [msp.start_gateway(msp.config(name))[1] for name in names]
+        await until(lambda: all(recorder.ups for recorder in recorders))
+        assert msp.listener.strangers.refused
+        assert len(msp.listener.strangers) == 0
