@@ -9,8 +9,6 @@ probe <----------------+
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import datetime
 import os
 import random
 import socket
@@ -29,12 +27,12 @@ from gwmodule.devices import Devices
 from gwmodule.errors import BadArgument, Code
 from gwmodule.explain import Explainer, Target, parse_target
 from gwmodule.flood import FloodLimit
-from gwmodule.lan.leases import MAX_FILE, LeaseFile
 from gwmodule.lan.model import LanAddressesChanged, LanEvent, NeighbourChanged, WanChanged
 from gwmodule.lan.netlink import LanWatcher
 from gwmodule.relay.calls import Calls
 from gwmodule.relay.capture_client import CaptureClient
 from gwmodule.relay.dial import LanDialer
+from gwmodule.relay.leases import LeaseFollower
 from gwmodule.relay.listener import HelloListener
 from gwmodule.relay.policy import LOCKED_DOWN, Lockdown, Policy
 from gwmodule.relay.probe import ProbeScheduler
@@ -68,11 +66,19 @@ from gwmodule.wire.messages import (
     Result,
     StreamTarget,
 )
-from gwmodule.wire.notices import NO_MAC, NO_UUID, Hello, Observation, Presence, Source
+from gwmodule.wire.notices import (
+    NO_MAC,
+    NO_UUID,
+    Hello,
+    Lease,
+    LeaseEnd,
+    Observation,
+    Presence,
+    Source,
+)
 
 # Notices that wait in the mux; the rest stays in the outbox, where it still coalesces.
 _NOTICES_IN_FLIGHT = 64
-_LEASE_FILE_INTERVAL = 5.0
 # Log lines of Hellos in a second, and at once: a host that sends them for fun must not push
 # everything else out of a router's log, which is a small ring in RAM.
 _HELLO_LINES = 0.5
@@ -126,8 +132,7 @@ class Relay:
         )
         self._lockdown_ends: asyncio.TimerHandle | None = None
         self._hello_lines = FloodLimit(_HELLO_LINES, _HELLO_LINES_AT_ONCE)
-        self._lease_file = LeaseFile()
-        self._leases_seen = 0
+        self._leases = LeaseFollower(config.lan.lease_file, self._on_lease)
         self._listen_again = asyncio.Event()
         self._pump_timer: asyncio.TimerHandle | None = None
         self._rng = rng
@@ -171,7 +176,7 @@ class Relay:
             if self._config.capture.enabled:
                 tasks.create_task(self._capture.run(), name="capture")
             if self._config.lan.lease_file:
-                tasks.create_task(self._follow_leases(), name="leases")
+                tasks.create_task(self._leases.run(), name="leases")
             if self._config.probe.enabled:
                 tasks.create_task(self._prober.run(), name="probe")
             tasks.create_task(self._dialer.run(), name="dialer")
@@ -198,6 +203,9 @@ class Relay:
     def _on_observation(self, observation: Observation, age: float) -> None:
         self._devices.observe(observation, self._loop.time() - age)
         self._observed()
+
+    def _on_lease(self, lease: Lease | LeaseEnd) -> None:
+        self._on_observation(lease, 0.0)
 
     def _on_hello(
         self, uuid: UUID, address: IPv4Address, version: int, retry: int, raw: bytes
@@ -246,25 +254,6 @@ class Relay:
                     continue
         finally:
             await self._listener.close()
-
-    async def _follow_leases(self) -> None:
-        """dnsmasq tells nobody when it writes: look at the file's time every few seconds."""
-        while True:
-            with contextlib.suppress(OSError):
-                self._look_at_leases(Path(self._config.lan.lease_file))
-            await asyncio.sleep(_LEASE_FILE_INTERVAL)
-
-    def _look_at_leases(self, path: Path) -> None:
-        changed = path.stat().st_mtime_ns
-        if changed == self._leases_seen:
-            return
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE + 1)
-        self._leases_seen = changed
-        wall = datetime.datetime.now(datetime.UTC).timestamp()
-        for observation in self._lease_file.changes(data, wall):
-            self._devices.observe(observation, self._loop.time())
-        self._observed()
 
     async def _probe(self, address: IPv4Address, mac: bytes) -> Presence | None:
         return await probe(
@@ -385,7 +374,8 @@ class Relay:
             "calls": len(self._calls),
             "policy_refusals": dict(self._policy.counters),
             "netlink": dict(self._watcher.counters),
-            "lease_file": dict(self._lease_file.counters),
+            "probe": dict(self._prober.counters),
+            "lease_file": self._leases.status(),
             "counters": dict(self._counters),
         }
 
