@@ -24,7 +24,7 @@ from gwmodule.sim.lab import (
     guide,
     hello_target,
     real_dhcp,
-    stop_on_sigterm,
+    stop_on_signals,
     wait_for_ctrl_c,
 )
 from gwmodule.sim.services import GATEWAY, LOGIN, UUIDS, System
@@ -191,7 +191,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     if not isolate.isolated():
         execute(["demo", *(["--keep"] if args.keep else [])])
-    stop_on_sigterm()
+    stop_on_signals()
     started = time.monotonic()
     real = real_dhcp()
     results: dict[str, dict[str, Any]] = {}

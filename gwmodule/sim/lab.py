@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     if not isolate.isolated():
         execute(["lab", "--topology", args.topology])
-    stop_on_sigterm()
+    stop_on_signals()
     with Lab(TOPOLOGIES[args.topology]) as lab:
         system = System(lab, real_dhcp=real_dhcp())
         system.start_msp()
@@ -126,9 +126,14 @@ def real_dhcp() -> bool:
     return not missing
 
 
-def stop_on_sigterm() -> None:
-    """The first process of a PID namespace ignores SIGTERM unless it asks for it."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def stop_on_signals() -> None:
+    """SIGINT and SIGTERM raise KeyboardInterrupt.
+
+    Both have to be asked for: the first process of a PID namespace ignores SIGTERM, and what a
+    shell without job control starts with `&`, as scripts and CI do, begins with SIGINT ignored.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
 
 
 def wait_for_ctrl_c() -> None:

@@ -39,10 +39,14 @@ def test_nothing_outlives_an_isolated_command(outside: dict[str, str], number: i
     wait_until("its end", lambda: not sleepers(mark), 5)
 
 
+# What a shell without job control does for `&`.
+IN_THE_BACKGROUND = ("sh", "-c", "trap '' INT; exec \"$@\"", "background")
+
+
 @pytest.fixture
 def running_lab(outside: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        python("gwmodule.sim.cli", "lab"),
+        [*IN_THE_BACKGROUND, *python("gwmodule.sim.cli", "lab")],
         env=outside,
         stdout=subprocess.PIPE,
         text=True,
@@ -63,7 +67,7 @@ def shown_until(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError(f"{text!r} never came: {shown}")
 
 
-def test_the_lab_stays_up_is_entered_and_ends_with_ctrl_c(
+def test_the_lab_stays_up_is_entered_and_ends_with_ctrl_c_even_one_from_a_script(
     running_lab: subprocess.Popen[str], outside: dict[str, str]
 ) -> None:
     shown = shown_until(running_lab, "Logs are in")
