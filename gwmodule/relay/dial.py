@@ -96,7 +96,11 @@ class LanDialer:
         self._policy.check_neighbour(model, address, ifname, mac)
         try:
             sock = self._open(socket.SOCK_DGRAM, ifname)
-            sock.connect((str(address), port))
+            try:
+                sock.connect((str(address), port))
+            except BaseException:
+                sock.close()
+                raise
         except OSError as exc:
             raise unreachable(address, port, exc) from exc
         return sock

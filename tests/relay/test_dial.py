@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
@@ -223,6 +225,26 @@ def test_the_presence_ping_goes_to_the_right_device_only(lan: Lan) -> None:
                 await lan_dialer.udp_socket(IPv4Address("192.168.1.1"), 623, MAC)
             with pytest.raises(DeviceUnreachable, match="ARP"):
                 await lan_dialer.udp_socket(IPv4Address("192.168.1.77"), 623, MAC, 0.2)
+
+    lan.home.gateway.run_async(main)
+
+
+def test_a_presence_ping_that_cannot_be_sent_leaves_no_socket_behind(lan: Lan) -> None:
+    def sockets() -> int:
+        folder = Path("/proc/self/fd")
+        names = [os.readlink(fd) for fd in folder.iterdir() if fd.is_symlink()]
+        return sum(name.startswith("socket:") for name in names)
+
+    async def main() -> None:
+        async with dialer() as lan_dialer:
+            (await lan_dialer.udp_socket(PC, 623, MAC)).close()
+            # No await in between: the model has not heard of it yet.
+            ip("link set br-lan down")
+            before = sockets()
+            # Kept, because an exception that is thrown away takes its frames and sockets along.
+            with pytest.raises(DeviceUnreachable, match="port 623: Network is unreachable") as problem:
+                await lan_dialer.udp_socket(PC, 623, MAC)
+            assert sockets() == before, problem
 
     lan.home.gateway.run_async(main)
 
