@@ -89,7 +89,11 @@ class Calls:
         return len(self._running)
 
     def start(self, session: Session, call: Call) -> None:
-        if len(self._running) >= MAX_CALLS or (session, call.call) in self._running:
+        if (session, call.call) in self._running:
+            # An answer would be taken for that of the call which runs under this number.
+            self._counters["calls_doubled"] += 1
+            return
+        if len(self._running) >= MAX_CALLS:
             self._answer(
                 session, call, Code.LIMIT, {"error": f"{MAX_CALLS} calls are running"}, 0.0, 0
             )

@@ -162,6 +162,31 @@ async def test_one_call_at_a_time_for_each_device_and_a_bound_for_all(
         assert len(made.calls) == 0
 
 
+async def test_a_call_under_a_number_that_runs_is_neither_executed_nor_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, finish = 0, asyncio.Event()
+
+    async def slow(client: Any, arguments: Any, context: Any) -> Any:
+        nonlocal started
+        started += 1
+        await finish.wait()
+        return {}
+
+    stub(monkeypatch, slow)
+    async with home(tmp_path) as (made, session):
+        for _ in range(2):
+            session.mux.send_message(
+                Call(1001, 5.0, ADDRESS, MAC, UUID_1, "test.stub", tls=TlsMode.OFF)
+            )
+        session.flush()
+        await until(lambda: made.counters["calls_doubled"] == 1)
+        assert len(made.calls) == 1
+        finish.set()
+        await until(lambda: not len(made.calls))
+        assert (started, made.counters["calls_ok"], made.counters["calls_limit"]) == (1, 1, 0)
+
+
 async def test_a_bug_in_a_function_is_an_answer_and_not_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
