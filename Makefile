@@ -101,9 +101,9 @@ man: $(STAMP) ## manual pages and shell completion, into build/man and build/com
 install: ## modules, commands, units, manual pages below $(DESTDIR)$(PREFIX)
 	DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" PYTHON="$(SYSTEM_PYTHON)" systemd/install.sh
 
-deb: man ## the packages for Debian, into dist/deb
+deb: ## the packages for Debian, into dist/deb (python3-shtab, or make setup)
 	rm -rf dist/deb
-	systemd/debian/build.sh dist/deb
+	PYTHON="$(or $(wildcard $(BIN)/python),$(PYTHON))" systemd/debian/build.sh dist/deb
 
 # The guest of test-systemd: Debian with what our packages depend on, 300 MB and 80 s.
 SYSTEMD_ROOT := build/systemd-root

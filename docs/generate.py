@@ -1,8 +1,9 @@
 """Manual pages and shell completion, made from the programs' parsers and docs/configuration.md.
 
-    python docs/generate.py OUTPUT      OUTPUT/man/*, OUTPUT/completion/*
+    python docs/generate.py OUTPUT [PROGRAM ...]      OUTPUT/man/*, OUTPUT/completion/*
 
-Nothing of it is kept in the tree, so it cannot say anything but what the programs say.
+Nothing of it is kept in the tree, so it cannot say anything but what the programs say. The pages of
+`gwmodule` alone need no library but shtab: that is how the Debian package is built.
 """
 
 from __future__ import annotations
@@ -16,11 +17,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import shtab
-
-from gwmodule import BUILD_DATE, __version__
-
 DOCS = Path(__file__).parent
+# The tree itself, where nothing is installed.
+sys.path.insert(1, str(DOCS.parent))
+
+from gwmodule import BUILD_DATE, __version__  # noqa: E402
+
+try:
+    import shtab
+except ModuleNotFoundError:
+    sys.exit("shell completion is written by shtab: apt-get install python3-shtab, or make setup")
+
 # module, section, what it is
 PROGRAMS = {
     "gwmodule": ("gwmodule.cli", 8, "Intel AMT relay for ISP gateways"),
@@ -44,13 +51,14 @@ _SENTENCE = re.compile(r"(?<=[.:?!]) (?=[A-Z(\\])")
 _ROW = re.compile(r"^\| (.*?) \| (.*?) \| (.*?) ?\| (.*?) \|$")
 
 
-def main(output: Path) -> None:
+def main(output: Path, *programs: str) -> None:
     # argparse takes the width of its usage lines from here.
     os.environ["COLUMNS"] = "74"
     man, completion = output / "man", output / "completion"
     for directory in (man, completion):
         directory.mkdir(parents=True, exist_ok=True)
-    for name, (module, section, text) in PROGRAMS.items():
+    for name in programs or PROGRAMS:
+        module, section, text = PROGRAMS[name]
         page = "\n".join(command_page(name, section, text, parser_of(module)))
         (man / f"{name}.{section}").write_text(page + "\n")
         parser = parser_of(module)
@@ -240,4 +248,4 @@ def complete_files(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,11 +1,12 @@
 #!/bin/sh
-# Installs gateway and MSP service below $DESTDIR$PREFIX: modules, commands, units, manual pages,
-# completion. Nothing outside is written, so packages are made with it as well. The libraries that
+# Installs gateway and MSP service below $DESTDIR$PREFIX: modules, commands, units, and from $PAGES
+# manual pages and completion, if `make man` made them. Nothing outside is written, so packages are made with it as well. The libraries that
 # pyproject.toml names must be known to $PYTHON.
 set -eu
 cd "$(dirname "$0")/.."
 PREFIX=${PREFIX:-/usr/local}
 PYTHON=${PYTHON:-/usr/bin/python3}
+PAGES=${PAGES:-build}
 root=${DESTDIR:-}$PREFIX
 library=$PREFIX/lib/gwmodule
 umask 022
@@ -38,14 +39,13 @@ for kind in sysusers tmpfiles; do
 	done
 done
 put 644 systemd/gwmodule.toml share/doc/gwmodule/examples/gwmodule.toml
-# Of `make man`, if it was made.
-for file in build/man/*.[1-8]; do
+for file in "$PAGES"/man/*.[1-8]; do
 	case "$file" in
 		*gwmodule-sim*) ;;
 		*) [ ! -e "$file" ] || put 644 "$file" "share/man/man${file##*.}/${file##*/}" ;;
 	esac
 done
-for file in build/completion/*; do
+for file in "$PAGES"/completion/*; do
 	[ -e "$file" ] || continue
 	name=${file##*/}
 	case "$name" in

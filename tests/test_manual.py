@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import shtab
 
 from gwmodule.cli import parser
 
@@ -32,6 +33,26 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = str(ROOT / "docs" / "generate.py")
     subprocess.run([sys.executable, script, str(directory)], check=True, cwd=ROOT)
     return directory
+
+
+def test_the_pages_of_the_gateway_need_no_library_but_shtab(tmp_path: Path) -> None:
+    shutil.copytree(Path(shtab.__file__).parent, tmp_path / "shtab")
+    # -S: nothing that is installed is there.
+    argv = [sys.executable, "-S", str(ROOT / "docs/generate.py"), str(tmp_path / "out"), "gwmodule"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run(argv, check=True, cwd=tmp_path, env=environment)
+    assert sorted(path.name for path in (tmp_path / "out" / "man").iterdir()) == [
+        "gwmodule.8",
+        "gwmodule.toml.5",
+    ]
+
+
+def test_without_shtab_it_says_where_to_get_it(tmp_path: Path) -> None:
+    argv = [sys.executable, "-S", str(ROOT / "docs/generate.py"), str(tmp_path), "gwmodule"]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
+    assert "python3-shtab" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def program(name: str) -> str:

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds the Debian packages: build.sh OUTPUT. With dpkg-deb alone: everything is pure Python, there
-# is nothing to configure, and the build needs neither root nor a network. The same tree gives the
-# same bytes.
+# is nothing to configure, and the build needs neither root nor a network; shtab (python3-shtab) writes
+# the completion. The same tree and shtab give the same bytes.
 #
 # The MSP service is not packaged: it needs a newer aiohttp and msgspec than Debian 12 has.
 set -eu
@@ -20,7 +20,8 @@ day=$(sed -n 's/^BUILD_DATE = datetime.date(\(.*\), \(.*\), \(.*\))/\1-\2-\3/p' 
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(date -u -d "$day" +%s)}
 export SOURCE_DATE_EPOCH
 
-DESTDIR=$work/gwmodule PREFIX=/usr PYTHON=/usr/bin/python3 "$tree/systemd/install.sh"
+"${PYTHON:-python3}" -B "$tree/docs/generate.py" "$work/pages" gwmodule
+DESTDIR=$work/gwmodule PREFIX=/usr PAGES=$work/pages PYTHON=/usr/bin/python3 "$tree/systemd/install.sh"
 cd "$work/gwmodule"
 rm -r usr/lib/gwmodule/gwmodule/msp usr/bin/gwmodule-msp
 find usr -name '*gwmodule-msp*' -delete
