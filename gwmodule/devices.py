@@ -255,10 +255,6 @@ class Devices:
             self.snapshot_wanted(now)
         self._outbox.restart(Seen(self.digest(), now))
 
-    def session_lost(self) -> None:
-        """Nothing is in flight any more: no repetitions until `session_started`."""
-        self._outbox.restart(None)
-
     def snapshot_wanted(self, now: float) -> None:
         """Queue the whole table, each observation with the age it really has."""
         for device in self._table.values():
@@ -281,11 +277,6 @@ class Devices:
     def next_notice_at(self) -> float | None:
         """When an unacknowledged notice is due again; new ones do not wait for it."""
         return self._outbox.next_repeat()
-
-    def next_timeout(self) -> float | None:
-        """The earlier of `next_probe_at` and `next_notice_at`."""
-        times = (self.next_probe_at(), self.next_notice_at())
-        return min((time for time in times if time is not None), default=None)
 
     # -- for people ------------------------------------------------------------------------------
 
@@ -577,12 +568,11 @@ class Outbox:
             self._drop(slot)
             self.counters["acknowledged"] += 1
 
-    def restart(self, digest: Seen | None) -> None:
+    def restart(self, digest: Seen) -> None:
         """Everything unacknowledged waits again, in the old order, behind the digest."""
         waiting = self._sent | self._waiting
         waiting.pop((None, Digest), None)
-        first = {} if digest is None else {(None, type(digest.observation)): _Entry(digest)}
-        self._waiting = first | waiting
+        self._waiting = {(None, Digest): _Entry(digest), **waiting}
         self._sent = {}
         self._numbers.clear()
         self._by_time.clear()

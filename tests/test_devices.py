@@ -141,11 +141,25 @@ def test_an_acknowledged_digest_alone_drops_nothing_else(devices: Devices) -> No
     assert observations(devices, 1.0) == [LEASE]
 
 
-def test_without_a_session_nothing_is_repeated(devices: Devices) -> None:
+def test_an_acknowledgement_of_the_old_session_that_comes_late_means_nothing(
+    devices: Devices,
+) -> None:
     devices.observe(LEASE, 0.0)
-    devices.next_notice(0.0)
-    devices.session_lost()
-    assert devices.next_notice_at() is None
+    (old,) = notices(devices, 0.0)
+    devices.session_started(1.0)
+    devices.acknowledge(old.sequence)
+    assert observations(devices, 1.0) == [devices.digest(), LEASE]
+
+
+def test_a_digest_that_was_never_acknowledged_is_not_sent_again_in_place_of_the_new_one(
+    devices: Devices,
+) -> None:
+    devices.session_started(0.0)
+    old = devices.digest()
+    devices.observe(LEASE, 1.0)
+    devices.session_started(2.0)
+    told = observations(devices, 2.0)
+    assert (told[0], old in told) == (devices.digest(), False)
 
 
 def test_a_snapshot_repeats_the_table_with_true_ages(devices: Devices) -> None:
@@ -235,6 +249,33 @@ def test_a_hello_with_mac_takes_the_place_of_the_one_without(devices: Devices) -
     assert len(devices) == 1
 
 
+def test_a_hello_of_unknown_mac_is_merged_into_the_lease_that_comes_after_it(
+    devices: Devices,
+) -> None:
+    devices.observe(replace(HELLO, mac=NO_MAC), 0.0)
+    devices.observe(LEASE, 1.0)
+    assert observations(devices, 1.0) == [HELLO, LEASE]
+    assert (len(devices), devices.counters["merged"]) == (1, 1)
+
+
+def test_a_merged_hello_says_where_the_device_is_and_has_it_probed(devices: Devices) -> None:
+    devices.observe(replace(LEASE, address=OTHER_ADDRESS), 0.0)
+    answer(devices, 0.0, None)
+    devices.observe(replace(HELLO, mac=NO_MAC), 15.0)
+    devices.neighbour(MAC, ADDRESS, True, 16.0)
+    assert devices.listing(16.0)[0]["address"] == str(ADDRESS)
+    assert devices.next_probe(16.0) == Probe(MAC, ADDRESS)
+
+
+def test_a_hello_that_was_pushed_out_is_not_merged_any_more(devices: Devices) -> None:
+    devices.observe(replace(HELLO, mac=NO_MAC), 0.0)
+    acknowledge_all(devices, 0.0)
+    for number in range(16):
+        devices.observe(Lease(*numbered(number), 60), 1.0)
+    devices.neighbour(MAC, ADDRESS, True, 2.0)
+    assert devices.counters["merged"] == 0
+
+
 def test_a_forged_hello_from_elsewhere_does_not_remove_the_one_without_mac(
     devices: Devices,
 ) -> None:
@@ -283,10 +324,10 @@ def test_an_answered_device_is_asked_again_every_interval_and_told_each_time(
 ) -> None:
     devices.observe(LEASE, 0.0)
     answer(devices, 0.0)
-    notices(devices, 0.0)
+    acknowledge_all(devices, 0.0)
     assert devices.next_probe_at() == 300.0
     answer(devices, 300.0)
-    assert PONG in observations(devices, 300.0)
+    assert observations(devices, 300.0) == [PONG]
 
 
 def test_the_same_answer_between_intervals_is_not_told_again(devices: Devices) -> None:
@@ -296,6 +337,9 @@ def test_the_same_answer_between_intervals_is_not_told_again(devices: Devices) -
     devices.observe(LEASE, 50.0)
     answer(devices, 50.0)
     assert observations(devices, 50.0) == [LEASE]
+    # A snapshot knows of it all the same.
+    devices.snapshot_wanted(60.0)
+    assert notices(devices, 60.0)[-1].age == 10.0
 
 
 def test_another_answer_is_told_at_once(devices: Devices) -> None:
@@ -328,10 +372,12 @@ def test_three_misses_of_a_device_that_answered_make_it_gone(devices: Devices) -
         answer(devices, now, None)
         states.append(state(devices))
     assert states == ["silent", "silent", "gone"]
-    assert observations(devices, 330.0)[-1] == Gone(MAC, ADDRESS)
-    devices.session_lost()
+    told = notices(devices, 330.0)
+    assert told[-1].observation == Gone(MAC, ADDRESS)
+    for notice in told:
+        devices.acknowledge(notice.sequence)
     answer(devices, 370.0)
-    assert observations(devices, 370.0)[-1] == PONG
+    assert observations(devices, 370.0) == [PONG]
 
 
 def test_one_answer_forgives_earlier_misses(devices: Devices) -> None:
@@ -398,6 +444,69 @@ def test_a_router_that_answers_arp_for_others_keeps_its_address(devices: Devices
     assert devices.listing(1.0)[0]["address"] == str(ADDRESS)
 
 
+def test_a_device_without_a_lease_is_where_the_kernel_found_it_last(devices: Devices) -> None:
+    devices.neighbour(MAC, ADDRESS, True, 0.0)
+    devices.neighbour(MAC, ADDRESS, False, 1.0)
+    devices.neighbour(MAC, OTHER_ADDRESS, True, 2.0)
+    (row,) = devices.listing(2.0)
+    assert (row["address"], row["reachable"]) == (str(OTHER_ADDRESS), True)
+    devices.neighbour(MAC, ADDRESS, False, 3.0)
+    (row,) = devices.listing(3.0)
+    assert (row["address"], row["reachable"]) == (str(OTHER_ADDRESS), True)
+
+
+def test_a_loss_elsewhere_does_not_move_a_device_there(devices: Devices) -> None:
+    devices.observe(HELLO, 0.0)
+    devices.neighbour(MAC, OTHER_ADDRESS, False, 1.0)
+    assert devices.listing(1.0)[0]["address"] == str(ADDRESS)
+
+
+def test_a_lease_holds_a_device_at_its_address_until_it_ends(devices: Devices) -> None:
+    devices.observe(LEASE, 0.0)
+    devices.neighbour(MAC, OTHER_ADDRESS, True, LEASE.seconds - 1.0)
+    (row,) = devices.listing(0.0)
+    assert (row["address"], row["reachable"]) == (str(ADDRESS), False)
+    devices.neighbour(MAC, OTHER_ADDRESS, True, float(LEASE.seconds))
+    (row,) = devices.listing(0.0)
+    assert (row["address"], row["reachable"]) == (str(OTHER_ADDRESS), True)
+
+
+def test_a_hello_tells_where_its_device_is(devices: Devices) -> None:
+    devices.observe(LEASE, 0.0)
+    devices.observe(replace(HELLO, address=OTHER_ADDRESS), 1.0)
+    assert devices.listing(1.0)[0]["address"] == str(OTHER_ADDRESS)
+
+
+def test_what_the_kernel_repeats_costs_no_probe(devices: Devices) -> None:
+    devices.neighbour(MAC, ADDRESS, True, 0.0)
+    answer(devices, 0.0)
+    devices.neighbour(MAC, ADDRESS, True, 100.0)
+    assert devices.next_probe_at() == 300.0
+
+
+def test_a_host_that_never_answered_is_not_asked_because_it_leaves(devices: Devices) -> None:
+    devices.neighbour(MAC, ADDRESS, True, 0.0)
+    for now in (0.0, 10.0, 30.0):
+        answer(devices, now, None)
+    assert devices.next_probe_at() == 70.0
+    devices.neighbour(MAC, ADDRESS, False, 50.0)
+    assert devices.next_probe_at() == 70.0
+
+
+def test_a_device_is_left_alone_while_its_probe_runs(devices: Devices) -> None:
+    devices.observe(LEASE, 0.0)
+    probe = devices.next_probe(0.0)
+    assert probe is not None
+    devices.observe(LEASE, 20.0)
+    assert devices.next_probe(20.0) is None
+    devices.probed(probe, PONG, 21.0)
+    assert devices.next_probe_at() == 321.0
+    # Nobody waits for it any more.
+    devices.probed(probe, None, 22.0)
+    assert state(devices) == "managed"
+    assert devices.next_probe_at() == 321.0
+
+
 # -- bounds --------------------------------------------------------------------------------------
 
 
@@ -425,6 +534,31 @@ def test_a_flood_never_pushes_out_a_hello_that_the_msp_has_not_got(devices: Devi
         devices.acknowledge(notice.sequence)
     devices.observe(Lease(*numbered(5000), 60), 2.0)
     assert devices.counters["evicted"] == 1
+
+
+def test_a_full_table_of_devices_that_answered_takes_nobody_else(devices: Devices) -> None:
+    for number in range(16):
+        mac, address = numbered(number)
+        devices.observe(Lease(mac, address, 60), 0.0)
+        answer(devices, 0.0, Presence(mac, address, Provisioning.POST))
+    devices.observe(LEASE, 1.0)
+    devices.observe(HELLO, 1.0)
+    devices.neighbour(MAC, ADDRESS, True, 1.0)
+    assert (len(devices), devices.counters["refused_full"]) == (16, 3)
+
+
+def test_who_was_seen_again_stays_longer_than_who_was_not(devices: Devices) -> None:
+    for number in range(16):
+        devices.observe(Lease(*numbered(number), 60), float(number))
+    first, second = numbered(0), numbered(1)
+    devices.observe(Lease(*first, 60), 20.0)
+    devices.observe(LEASE, 21.0)
+    rows = devices.listing(21.0)
+    assert str(second[1]) not in [row["address"] for row in rows]
+    assert [(row["address"], row["seen_ago"]) for row in rows[-2:]] == [
+        (str(first[1]), 1.0),
+        (str(ADDRESS), 0.0),
+    ]
 
 
 def test_a_device_that_is_gone_gives_up_its_place(devices: Devices) -> None:
@@ -467,15 +601,29 @@ def test_a_row_without_mac_says_so(devices: Devices) -> None:
     assert (row["mac"], row["lease_left"]) == (None, None)
 
 
-def test_the_next_timeout_is_the_earlier_of_probe_and_repetition(devices: Devices) -> None:
-    assert devices.next_timeout() is None
+def test_the_status_counts_what_was_seen_asked_and_told(devices: Devices) -> None:
+    devices.observe(LEASE, 0.0)
     devices.observe(LEASE, 0.0)
     answer(devices, 0.0)
     notices(devices, 0.0)
-    assert devices.next_timeout() == 30.0
+    notices(devices, 30.0)
     devices.acknowledge(1)
-    devices.acknowledge(2)
-    assert devices.next_timeout() == 300.0
+    devices.acknowledge(1)
+    assert devices.status() == {
+        "devices": 1,
+        "unacknowledged": 1,
+        "observed": 2,
+        "ignored": 0,
+        "evicted": 0,
+        "refused_full": 0,
+        "merged": 0,
+        "probes": 1,
+        "answers": 1,
+        "notices": 2,
+        "repeated": 2,
+        "coalesced": 1,
+        "acknowledged": 1,
+    }
 
 
 # -- any order of anything -----------------------------------------------------------------------
