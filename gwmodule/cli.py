@@ -272,29 +272,22 @@ def add_check_config_verb(verbs: Verbs) -> None:
 
 
 def _check_config(config: Config, arguments: argparse.Namespace) -> int:
-    from gwmodule.lan.facts import facts
+    from gwmodule.lan.facts import addresses
 
     _require_runnable(config, arguments.config)
-    here = facts()
-    missing = [name for name in config.lan.interface if name not in here.addresses]
+    here = addresses()
+    named = {"lan.interface": config.lan.interface, "uplink.interface": (config.uplink.interface,)}
     passing = [
         ConfigError(
             arguments.config,
-            "lan.interface",
-            f"interface {name} does not exist now; there are {', '.join(here.addresses)}",
+            key,
+            f"interface {name} does not exist now; there are {', '.join(here)}",
         )
-        for name in missing
+        for key, names in named.items()
+        for name in names
+        if name and name not in here
     ]
-    uplink = config.uplink.interface
-    if uplink and uplink not in here.addresses:
-        passing.append(
-            ConfigError(
-                arguments.config,
-                "uplink.interface",
-                f"interface {uplink} does not exist now; there are {', '.join(here.addresses)}",
-            )
-        )
-    own = {address.ip for name in config.lan.interface for address in here.addresses.get(name, ())}
+    own = {address.ip for name in config.lan.interface for address in here.get(name, ())}
     passing += _ports_in_use(config, arguments.config, sorted(map(str, own)))
     if arguments.strict and passing:
         raise passing[0]
@@ -302,7 +295,7 @@ def _check_config(config: Config, arguments: argparse.Namespace) -> int:
         "ok": True,
         "deployment": config.deployment,
         "authentication": "client certificate" if config.tls.mode == "mutual" else "none",
-        "missing_interfaces": missing,
+        "missing_interfaces": [name for name in config.lan.interface if name not in here],
         "warnings": [str(problem) for problem in passing],
     }
     if arguments.json:
