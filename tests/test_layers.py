@@ -64,6 +64,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gwmodule.provisioning.identity",
         "gwmodule.provisioning.settings",
         "gwmodule.telemetry",
+        "gwmodule.uplink.connect",
         "gwmodule.uplink.link",
         "gwmodule.uplink.tls",
     ),
@@ -166,6 +167,7 @@ GATEWAY_SIDE = (
     "gwmodule.provisioning",
     "gwmodule.relay",
     "gwmodule.supervisor",
+    "gwmodule.uplink.connect",
     "gwmodule.uplink.dialer",
 )
 MSP_SIDE = ("gwmodule.msp",)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import random
 import secrets
 import socket
@@ -22,6 +21,7 @@ from gwmodule.config import Config, split_address
 from gwmodule.errors import Code, GatewayError, HandshakeRefused, LinkLost, RemoteProtocolError
 from gwmodule.telemetry import Counters, EventLog
 from gwmodule.uplink.backoff import Backoff
+from gwmodule.uplink.connect import connect, is_own, require_private_peer
 from gwmodule.uplink.link import Link, close_all
 from gwmodule.uplink.tls import TlsEngine, client_context, clock_is_trusted
 from gwmodule.wire.codec import build_greeting
@@ -33,7 +33,6 @@ from gwmodule.wire.mux import Mux, Side
 
 # Seconds between two looks at a clock that was not set when the link was made.
 CLOCK_CHECK = 10.0
-_SO_BINDTODEVICE = getattr(socket, "SO_BINDTODEVICE", 25)
 
 
 class GatewaySession:
@@ -114,7 +113,7 @@ class Dialer:
         if not self.connected:
             self._backoff.reset()
             self._wake.set()
-        elif self.session.link is not None and not _is_own(self.session.link.local_address):
+        elif self.session.link is not None and not is_own(self.session.link.local_address):
             self.reconnect(f"WAN changed: {reason}")
 
     def status(self, now: float) -> dict[str, Any]:
@@ -176,7 +175,7 @@ class Dialer:
         """Carry the session over one link; returns why it ended. GatewayError: never came up."""
         host, port = split_address(entry)
         loop = asyncio.get_running_loop()
-        sock = await self._connect(host, port)
+        sock = await connect(host, port, self._config.uplink, self._config.msp.connect_timeout)
         try:
             engine = self._engine(host, sock)
         except BaseException:
@@ -207,52 +206,6 @@ class Dialer:
             await asyncio.wait([lost], timeout=CLOCK_CHECK)
         if not lost.done():
             link.abort(LinkLost("the clock is set: certificates are verified again"))
-
-    async def _connect(self, host: str, port: int) -> socket.socket:
-        """Every address of the name in turn, as resolved now. LinkLost names the last failure."""
-        loop = asyncio.get_running_loop()
-        timeout = self._config.msp.connect_timeout
-        try:
-            async with asyncio.timeout(timeout):
-                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except TimeoutError as exc:
-            raise LinkLost(f"{host} was not resolved within {timeout:.0f} s") from exc
-        except OSError as exc:
-            raise LinkLost(f"{host} is not resolved: {exc.strerror}") from exc
-        failure: LinkLost | None = None
-        for family, _, _, _, address in found:
-            try:
-                sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            except OSError as exc:
-                failure = LinkLost(f"{address[0]}: {exc.strerror or exc}")
-                continue
-            try:
-                self._bind(sock)
-                async with asyncio.timeout(timeout):
-                    await loop.sock_connect(sock, address)
-                return sock
-            except TimeoutError:
-                failure = LinkLost(f"{address[0]} port {port}: no answer within {timeout:.0f} s")
-            except OSError as exc:
-                failure = LinkLost(f"{address[0]} port {port}: {exc.strerror or exc}")
-            except asyncio.CancelledError:
-                sock.close()
-                raise
-            sock.close()
-        raise failure or LinkLost(f"{host} has no address")
-
-    def _bind(self, sock: socket.socket) -> None:
-        uplink = self._config.uplink
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if uplink.interface:
-            sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, uplink.interface.encode() + b"\0")
-        if uplink.source and (":" in uplink.source) == (sock.family == socket.AF_INET6):
-            sock.bind((uplink.source, 0))
-        if uplink.dscp:
-            if sock.family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, uplink.dscp << 2)
-            else:
-                sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, uplink.dscp << 2)
 
     def _engine(self, host: str, sock: socket.socket) -> TlsEngine | None:
         """Read key and certificates anew for each link: a renewed certificate needs no restart."""
@@ -429,21 +382,3 @@ class _Departure:
     def _fail(self, reason: GatewayError) -> None:
         if not self.done.done():
             self.done.set_exception(reason)
-
-
-def require_private_peer(sock: socket.socket) -> None:
-    """Without TLS only a loopback or private peer; LinkLost otherwise."""
-    address = ipaddress.ip_address(sock.getpeername()[0].partition("%")[0])
-    if not address.is_private:
-        raise LinkLost(f'tls.mode is "off", but {address} is neither loopback nor private')
-
-
-def _is_own(address: str) -> bool:
-    """Whether this host still has the address: only then can a socket be bound to it."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.bind((address, 0))
-        except OSError:
-            return False
-    return True
