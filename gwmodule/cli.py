@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import pwd
+import re
 import stat
 import sys
 from collections.abc import Callable
@@ -233,8 +234,8 @@ def _record(config: Config, arguments: argparse.Namespace) -> int:
 
 def _number(low: int, high: int) -> Callable[[str], int]:
     def number(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not low <= int(text[:9]) <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not between {low} and {high}")
+        if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not between {low} and {high}")
         return int(text)
 
     return number

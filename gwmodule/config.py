@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import ipaddress
+import re
 import tomllib
 import types
 import typing
@@ -37,6 +38,10 @@ ENROLMENT_PORT = 8884
 MAX_LOCKDOWN = 86400
 MAX_RECORD_SECONDS = 600
 MAX_RECORD_COUNT = 10000
+
+
+# Longer ones are no ports, and int() refuses those of thousands of digits in its own words.
+_PORT = re.compile(r"[0-9]{1,5}")
 
 
 def setting(
@@ -227,7 +232,8 @@ def load(path: Path) -> Config:
         tree = tomllib.loads(text) if path.suffix else uci.tree(text, Config, str(path))
     except UnicodeDecodeError as exc:
         raise ConfigError(str(path), "", f"not UTF-8: {exc}") from exc
-    except (tomllib.TOMLDecodeError, RecursionError) as exc:
+    # Plain ValueError is a number of thousands of digits.
+    except (ValueError, RecursionError) as exc:
         raise ConfigError(str(path), "", f"not TOML: {exc}") from exc
     return parse(tree, str(path))
 
@@ -303,12 +309,14 @@ def _check(config: Config, path: str) -> None:
         except ValueError as exc:
             raise ConfigError(path, "msp.enrolment", str(exc)) from exc
     for port in config.streams.extra_ports:
-        if not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
-            raise ConfigError(path, "streams.extra_ports", f"{port!r} is no port")
+        if not _PORT.fullmatch(port) or not 1 <= int(port) <= 65535:
+            raise ConfigError(path, "streams.extra_ports", f"{port[:20]!r} is no port")
     named = [("lan.interface", name) for name in config.lan.interface]
-    for key, name in (*named, ("uplink.interface", config.uplink.interface)):
-        if len(name.encode()) > 15 or "/" in name or any(c.isspace() for c in name):
-            raise ConfigError(path, key, f"{name!r} is no interface name")
+    if config.uplink.interface:
+        named.append(("uplink.interface", config.uplink.interface))
+    for key, name in named:
+        if not 1 <= len(name.encode()) <= 15 or "/" in name or any(c.isspace() for c in name):
+            raise ConfigError(path, key, f"{name[:40]!r} is no interface name")
     if config.uplink.source:
         try:
             ipaddress.ip_address(config.uplink.source)
@@ -340,8 +348,8 @@ def with_credentials(config: Config, directory: Path) -> Config:
 def split_address(text: str) -> tuple[str, int]:
     """`HOST:PORT` or `[IPV6]:PORT` as (host, port); ValueError says what is wrong."""
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit():
-        raise ValueError(f"{text!r} is not HOST:PORT")
+    if not colon or not host or not _PORT.fullmatch(port):
+        raise ValueError(f"{text[:300]!r} is not HOST:PORT")
     if not 1 <= int(port) <= 65535:
         raise ValueError(f"port {port} of {text!r} is not between 1 and 65535")
     if host.startswith("[") and host.endswith("]"):

@@ -191,8 +191,10 @@ def _exchange(
 def _result(path: str, answer: bytes | bytearray) -> Any:
     try:
         parsed = json.loads(answer)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ControlError(f"{path}: the answer is no JSON") from exc
+    if not isinstance(parsed, dict):
+        raise ControlError(f"{path}: the answer is no JSON object")
     if not parsed.get("ok"):
         raise ControlError(str(parsed.get("error")))
-    return parsed["result"]
+    return parsed.get("result")

@@ -160,7 +160,7 @@ def test_options_that_do_not_fit_together_are_2(
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("number", ["0", "601", "-1", "x", "1e3", "9" * 5000])
+@pytest.mark.parametrize("number", ["0", "601", "-1", "x", "1e3", "9" * 5000, "000000005999"])
 def test_numbers_have_bounds(capsys: pytest.CaptureFixture[str], number: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["capture", "-w", "x", f"--seconds={number}"])

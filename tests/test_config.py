@@ -84,6 +84,7 @@ def test_a_configuration_cannot_be_changed() -> None:
         (b"\xff", "not UTF-8: "),
         ("deployment =", "not TOML: "),
         ("a = " + "[" * 5000, "not TOML: "),
+        ("a = " + "9" * 5000, "not TOML: "),
         ("#" * (MAX_FILE + 1), "larger than 65536 bytes"),
     ],
 )
@@ -127,6 +128,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({"streams": {"extra_ports": ["x"]}}, "streams.extra_ports: 'x' is no port"),
         ({"streams": {"extra_ports": ["65536"]}}, "'65536' is no port"),
         ({"streams": {"extra_ports": ["٣"]}}, "'٣' is no port"),
+        ({"streams": {"extra_ports": ["9" * 5000]}}, "streams.extra_ports: '9999"),
+        ({"msp": {"address": "msp:" + "9" * 5000}}, "is not HOST:PORT"),
+        ({"lan": {"interface": [""]}}, "lan.interface: '' is no interface name"),
         ({"liveness": {"interval": 5}}, "liveness: timeout 12.0 must be at least three intervals"),
         (
             {"uplink": {"interface": "eth0"}, "lan": {"interface": ["br-lan", "eth0"]}},

@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import stat
+import threading
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,27 @@ async def test_garbage_is_answered_with_what_is_wrong(
 def test_without_a_service_the_error_says_so(tmp_path: Path) -> None:
     with pytest.raises(ControlError, match="No such file or directory; is the service running"):
         ask(str(tmp_path / "none.sock"), "status")
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\xff\n", b"[]\n", b"1\n", b"[" * 5000 + b"\n"])
+def test_what_is_no_answer_of_the_service_is_said(tmp_path: Path, garbage: bytes) -> None:
+    path = tmp_path / "other.sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.settimeout(5)
+        server.bind(str(path))
+        server.listen()
+
+        def answer() -> None:
+            with server.accept()[0] as sock:
+                sock.sendall(garbage)
+                sock.shutdown(socket.SHUT_WR)
+                sock.recv(1000)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ControlError, match="the answer is no JSON"):
+            ask(str(path), "status")
+        thread.join()
 
 
 def drain(path: Path, verb: str, arguments: dict[str, Any]) -> bytes:
