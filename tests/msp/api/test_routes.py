@@ -96,11 +96,15 @@ async def test_no_expired_token(site: Site, route: Route) -> None:
 
 @by_name
 async def test_no_token_for_another_audience(site: Site, route: Route) -> None:
-    text = site.service.api.tokens.for_redirection(principal(), PC)
+    # Of somebody who may do everything: nothing but its purpose is wrong with it.
+    known = await site.service.accounts.principal("admin@default")
+    assert known is not None
+    text = site.service.api.tokens.for_redirection(known, PC)
     assert is_refusal(await ask(site, route, text), 401)
     if not route.websocket:
         offer = {"Sec-WebSocket-Protocol": text}
         assert is_refusal(await ask(site, route, headers=offer), 401)
+    assert site.service.session.calls == []
 
 
 @by_name
