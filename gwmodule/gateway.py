@@ -359,10 +359,12 @@ class Relay:
             "memory": {"relay": memory(), "capture": self._capture_memory()},
             "lockdown": self._policy.lockdown.as_json(now),
             "capture": {
+                **self._capture_counters,
+                # Ours last: the other process parses what strangers send, and may be theirs.
                 "enabled": self._config.capture.enabled,
                 "connected": self._capture.connected,
-                "malformed": self._capture.malformed,
-                **self._capture_counters,
+                "connections": self._capture.connections,
+                "datagrams_malformed": self._capture.malformed,
             },
             "listener": {
                 "addresses": [f"{a}:{port}" for a, port in self._listener.listening.items()],
@@ -383,8 +385,10 @@ class Relay:
         """Its own word for it where the kernel does not let us look (different users)."""
         if not self._capture.connected:
             return {}
-        reported = {k: v for k, v in self._capture_counters.items() if k in ("rss_kib", "pss_kib")}
-        return memory(self._capture_counters.get("pid", 0)) or reported
+        told = self._capture_counters
+        pid = told.get("pid")
+        seen = memory(pid) if isinstance(pid, int) else {}
+        return seen or {name: told[name] for name in ("rss_kib", "pss_kib") if name in told}
 
     async def _list_devices(self, _: dict[str, Any]) -> list[dict[str, Any]]:
         return self._devices.listing(self._loop.time())
