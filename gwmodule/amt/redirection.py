@@ -402,7 +402,6 @@ class MessageTracker:
 
     def __init__(self, direction: Direction) -> None:
         self.lost = False
-        self.last_type: MessageType | None = None
         self.heartbeats = 0
         self.settings: SolSettings | None = None
         self._direction = direction
@@ -416,11 +415,6 @@ class MessageTracker:
     def at_boundary(self) -> bool:
         """No message is half through. Never true once `lost`."""
         return not self.lost and not self._head and not self._left
-
-    @property
-    def rx_timeout(self) -> float | None:
-        """Seconds of HostSessionRxTimeout in the StartSolRedirection that passed, if one did."""
-        return self.settings.host_session_rx_timeout_ms / 1000 if self.settings else None
 
     def receive_data(self, data: bytes) -> None:
         """Follow `data`, a chunk of any size, in order."""
@@ -464,8 +458,7 @@ class MessageTracker:
             head.clear()
 
     def _complete(self) -> None:
-        self.last_type = MessageType(self._type)
-        self.heartbeats += self.last_type is MessageType.SOL_HEARTBEAT
+        self.heartbeats += self._type == MessageType.SOL_HEARTBEAT
 
     def _give_up(self) -> None:
         self.lost = True

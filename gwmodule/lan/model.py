@@ -64,7 +64,6 @@ class Interface:
     ifname: str
     up: bool
     running: bool
-    loopback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +93,6 @@ class Neighbour:
     @property
     def usable(self) -> bool:
         return self.lladdr is not None and bool(self.state & USABLE)
-
-    @property
-    def permanent(self) -> bool:
-        """Set by an administrator: ARP cannot change it."""
-        return bool(self.state & Nud.PERMANENT)
 
 
 @dataclass(slots=True)

@@ -56,7 +56,7 @@ RTMGRP_IPV4_IFADDR = 0x10
 RTMGRP_IPV4_ROUTE = 0x40
 RTMGRP_IPV6_IFADDR = 0x100
 RTMGRP_IPV6_ROUTE = 0x400
-IFF_UP, IFF_LOOPBACK, IFF_RUNNING = 0x1, 0x8, 0x40
+IFF_UP, IFF_RUNNING = 0x1, 0x40
 RTN_UNICAST = 1
 RTM_F_CLONED = 0x200  # Cached results of look-ups, not configuration.
 
@@ -395,7 +395,6 @@ def _interface(message: Any, present: bool) -> Iterator[Change]:
             ifname,
             up=bool(flags & IFF_UP),
             running=bool(flags & IFF_RUNNING),
-            loopback=bool(flags & IFF_LOOPBACK),
         )
         yield InterfaceChange(interface, present)
 

@@ -30,7 +30,7 @@ LO, LAN, WAN = 1, 2, 3
 
 def interface(ifindex: int, up: bool = True, running: bool = True) -> InterfaceChange:
     names = {LO: "lo", LAN: "br-lan", WAN: "wan"}
-    return InterfaceChange(Interface(ifindex, names[ifindex], up, running, ifindex == LO))
+    return InterfaceChange(Interface(ifindex, names[ifindex], up, running))
 
 
 def address(ifindex: int, text: str, present: bool = True) -> AddressChange:
@@ -159,7 +159,7 @@ def test_a_mac_that_changes_is_an_end_and_a_beginning(model: LanModel) -> None:
 def test_a_failed_entry_with_a_lladdr_is_not_usable() -> None:
     assert not neighbour(Nud.FAILED).usable
     assert neighbour(Nud.STALE).usable
-    assert neighbour(Nud.PERMANENT).permanent
+    assert neighbour(Nud.PERMANENT).usable
 
 
 def test_neighbours_of_the_wan_are_none_of_our_business(model: LanModel) -> None:

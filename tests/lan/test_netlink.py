@@ -61,7 +61,7 @@ def test_the_first_dump_shows_interfaces_addresses_routes_and_neighbours(lan: Ho
             assert model.on_link(PC) == "br-lan"
             neighbour = model.neighbour(PC)
             assert neighbour is not None
-            assert (neighbour.lladdr, neighbour.permanent) == (MAC, True)
+            assert (neighbour.lladdr, neighbour.state) == (MAC, Nud.PERMANENT)
 
     lan.gateway.run_async(main)
     assert NeighbourChanged(PC, MAC, True, "br-lan") in events

@@ -32,7 +32,7 @@ def gateway(config: Config = CONFIG) -> LanModel:
     model = LanModel(config.lan.interface)
     names = ("lo", "br-lan", "wan")
     for ifindex, name in enumerate(names, start=1):
-        model.apply(InterfaceChange(Interface(ifindex, name, True, True, name == "lo")))
+        model.apply(InterfaceChange(Interface(ifindex, name, True, True)))
     for ifindex, text in (
         (1, "127.0.0.1/8"),
         (2, "192.168.1.1/24"),
