@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Protocol
-from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 from gwmodule.amt.connection import HttpAnswer
-from gwmodule.amt.wsman import PT_STATUS, Instance, Value, parse_xml
+from gwmodule.amt.wsman import PT_STATUS, Instance, Value, instance_from, local_name, parse_xml
 from gwmodule.errors import AmtError, Code, DeviceAnswerError, DeviceRefused, WsmanFault
 
 SOAP11 = "http://schemas.xmlsoap.org/soap/envelope/"
@@ -94,34 +93,21 @@ def parse_response(call: str, data: bytes) -> Instance:
     envelope = parse_xml(data)
     body = envelope.find(f"{{{SOAP11}}}Body")
     if envelope.tag != f"{{{SOAP11}}}Envelope" or body is None or len(body) == 0:
-        raise DeviceAnswerError(f"the answer is a {_local(envelope)[:40]!r}, not a SOAP 1.1 body")
+        raise DeviceAnswerError(
+            f"the answer is a {local_name(envelope)[:40]!r}, not a SOAP 1.1 body"
+        )
     element = body[0]
     if element.tag == f"{{{SOAP11}}}Fault":
         code, reason = element.findtext("faultcode"), element.findtext("faultstring")
         raise WsmanFault((code or "")[:40], "", (reason or "").strip()[:200])
-    if _local(element) != f"{call}Response":
-        raise DeviceAnswerError(f"the answer holds {_local(element)[:40]!r}, not {call}Response")
-    members = _members(element)
+    if local_name(element) != f"{call}Response":
+        raise DeviceAnswerError(
+            f"the answer holds {local_name(element)[:40]!r}, not {call}Response"
+        )
+    members = instance_from(element)
     status = _number(members, "Status")
     if status != 0:
         raise DeviceRefused(call, status, _STATUS.get(status, "unknown status"))
-    return members
-
-
-def _local(element: ElementTree.Element) -> str:
-    return element.tag.rpartition("}")[2]
-
-
-def _members(element: ElementTree.Element) -> Instance:
-    members: Instance = {}
-    for child in element:
-        value: Value = _members(child) if len(child) else (child.text or "").strip()
-        name = _local(child)
-        known = members.get(name)
-        if isinstance(known, list):
-            known.append(value)
-        else:
-            members[name] = value if known is None else [known, value]
     return members
 
 

@@ -313,22 +313,24 @@ def parse_answer(data: bytes) -> Answer:
     envelope = parse_xml(data)
     body = envelope.find(f"{{{SOAP}}}Body")
     if envelope.tag != f"{{{SOAP}}}Envelope" or body is None:
-        raise DeviceAnswerError(f"the answer is a {_local(envelope)[:40]!r}, not a SOAP 1.2 body")
+        raise DeviceAnswerError(
+            f"the answer is a {local_name(envelope)[:40]!r}, not a SOAP 1.2 body"
+        )
     action = (envelope.findtext(f"{{{SOAP}}}Header/{{{ADDRESSING}}}Action") or "").strip()
     if len(body) == 0:
         return Answer(action)
     element = body[0]
     if element.tag == f"{{{SOAP}}}Fault":
         raise _fault(element)
-    answer = Answer(action, _local(element))
+    answer = Answer(action, local_name(element))
     if element.tag == f"{{{ENUMERATION}}}PullResponse":
         items = element.find(f"{{{ENUMERATION}}}Items")
-        answer.items = [_properties(item) for item in (() if items is None else items)]
+        answer.items = [instance_from(item) for item in (() if items is None else items)]
         if element.find(f"{{{ENUMERATION}}}EndOfSequence") is None:
             context = element.findtext(f"{{{ENUMERATION}}}EnumerationContext") or ""
             answer.context = context.strip()
     else:
-        answer.body = _properties(element)
+        answer.body = instance_from(element)
         answer.context = str(answer.body.get("EnumerationContext", ""))
     return answer
 
@@ -396,20 +398,22 @@ def _decode(data: bytes) -> str:
         ) from exc
 
 
-def _local(element: ElementTree.Element) -> str:
+def local_name(element: ElementTree.Element) -> str:
+    """An element's name without its namespace."""
     return element.tag.rpartition("}")[2]
 
 
-def _properties(element: ElementTree.Element) -> Instance:
-    properties: Instance = {}
+def instance_from(element: ElementTree.Element) -> Instance:
+    """What stands in `element`, as an instance."""
+    found: Instance = {}
     for child in element:
-        name, value = _local(child), _value(child)
-        known = properties.get(name)
+        name, value = local_name(child), _value(child)
+        known = found.get(name)
         if isinstance(known, list):
             known.append(value)
         else:
-            properties[name] = value if known is None else [known, value]
-    return properties
+            found[name] = value if known is None else [known, value]
+    return found
 
 
 def _value(element: ElementTree.Element) -> Value:
@@ -424,7 +428,7 @@ def _value(element: ElementTree.Element) -> Value:
             },
         }
     if len(element):
-        return _properties(element)
+        return instance_from(element)
     return (element.text or "").strip()
 
 
