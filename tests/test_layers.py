@@ -30,6 +30,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gwmodule.amt.digest",
         "gwmodule.amt.functions",
         "gwmodule.amt.hold",
+        "gwmodule.amt.interceptor",
         "gwmodule.amt.redirection",
         "gwmodule.amt.sol",
         "gwmodule.amt.wsman",

@@ -43,6 +43,8 @@ URI = "/RedirectionService"
 HTTP_METHOD = "POST"
 INTEL_IANA = 343
 
+# The protocol's own constant: nobody counts, every client sends this text.
+NONCE_COUNT = "00000002"
 # Eight strings with a length byte each, the most a login can hold.
 MAX_AUTHENTICATION = 8 * 256
 
@@ -258,6 +260,20 @@ class DigestLogin:
     qop: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """What the device wants a digest login to be made with; RFC 2069's form has no `qop`."""
+
+    realm: str
+    nonce: str
+    qop: str | None
+
+    @property
+    def answerable(self) -> bool:
+        """Whether it asks for a quality of protection that we have."""
+        return self.qop is None or "auth" in [name.strip() for name in self.qop.split(",")]
+
+
 def session_kind(first: bytes) -> SessionKind:
     """What a stream carries, by its first eight bytes (StartRedirectionSession)."""
     if len(first) < START_SESSION.sizeof() or first[0] != MessageType.START_REDIRECTION_SESSION:
@@ -319,6 +335,12 @@ class MessageReader:
         del self._buffer[:size]
         return message
 
+    def rest(self) -> bytes:
+        """What came and was not taken as a message; for who reads no more of them."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        return rest
+
 
 def parse(layout: Any, data: bytes) -> Any:
     """Parse with one of this module's layouts; its one error is RedirectionFormatError."""
@@ -344,6 +366,14 @@ def parse_digest_login(method: LoginMethod, data: bytes) -> DigestLogin:
             if name in DigestLogin.__slots__
         }
     )
+
+
+def parse_challenge(method: LoginMethod, data: bytes) -> Challenge:
+    """The challenge in an AuthenticateSessionReply of status REFUSED."""
+    with_qop = method is LoginMethod.DIGEST
+    parsed = parse(DIGEST_CHALLENGE if with_qop else DIGEST_RFC2069_CHALLENGE, data)
+    qop = _decoded(parsed.qop) if with_qop else None
+    return Challenge(_decoded(parsed.realm), _decoded(parsed.nonce), qop)
 
 
 def build_digest_login(method: LoginMethod, login: DigestLogin) -> bytes:
@@ -391,6 +421,22 @@ def digest_response(method: LoginMethod, secret: str, login: DigestLogin) -> str
     return digest.response(
         secret, login.nonce, second, nc=login.nc, cnonce=login.cnonce, qop=login.qop
     )
+
+
+def build_proof(
+    method: LoginMethod, challenge: Challenge, username: str, secret: str, cnonce: str
+) -> bytes:
+    """The AuthenticateSession that answers `challenge` with HA1 `secret`."""
+    login = DigestLogin(
+        username,
+        challenge.realm,
+        challenge.nonce,
+        cnonce=cnonce,
+        nc=NONCE_COUNT,
+        qop="" if challenge.qop is None else "auth",
+    )
+    login.response = digest_response(method, secret, login)
+    return build_authenticate(method, build_digest_login(method, login))
 
 
 class MessageTracker:
@@ -468,3 +514,11 @@ class MessageTracker:
 
 # Messages the tracker reads, not only measures: both are short.
 _KEPT = frozenset({MessageType.START_REDIRECTION_SESSION, MessageType.START_SOL_REDIRECTION})
+
+
+def _decoded(text: bytes) -> str:
+    # Strict, because what we say must come back byte for byte: a replacement would change it.
+    try:
+        return text.decode()
+    except UnicodeDecodeError as exc:
+        raise RedirectionFormatError(f"challenge text {text[:20]!r} is not UTF-8") from exc

@@ -16,8 +16,6 @@ from gwmodule.amt import digest
 from gwmodule.amt.redirection import (
     AUTHENTICATE,
     CLEAR_TEXT_LOGIN,
-    DIGEST_CHALLENGE,
-    DIGEST_RFC2069_CHALLENGE,
     END_SESSION,
     SOL_CONTROLS,
     SOL_DATA,
@@ -37,16 +35,15 @@ from gwmodule.amt.redirection import (
     SolSettings,
     build_authenticate,
     build_digest_login,
+    build_proof,
     build_sol_data,
     build_sol_plain,
     build_start_sol,
-    digest_response,
     parse,
+    parse_challenge,
 )
 from gwmodule.errors import LocalProtocolError
 
-# The protocol's own constant: nobody counts, every client sends this text.
-NONCE_COUNT = "00000002"
 # What Intel's header calls RECEIVE_BUFFER_SIZE: a paste is cut into pieces the device can take.
 MAX_DATA_TO_HOST = 256
 
@@ -300,28 +297,20 @@ class SolClient:
         if reply.status != LoginStatus.REFUSED or reply.method != self._method:
             self._refuse(reply.status, f"no digest challenge but status {reply.status}")
             return
-        with_qop = self._method is LoginMethod.DIGEST
-        challenge = parse(DIGEST_CHALLENGE if with_qop else DIGEST_RFC2069_CHALLENGE, reply.data)
-        realm = _decoded(challenge.realm)
-        qop = _decoded(challenge.qop) if with_qop else ""
-        if with_qop and "auth" not in [name.strip() for name in qop.split(",")]:
-            self._refuse(reply.status, f"quality of protection {qop[:40]!r}, expected 'auth'")
+        challenge = parse_challenge(self._method, reply.data)
+        if not challenge.answerable:
+            text = f"quality of protection {str(challenge.qop)[:40]!r}, expected 'auth'"
+            self._refuse(reply.status, text)
             return
-        if self._realm and realm != self._realm:
+        if self._realm and challenge.realm != self._realm:
             # Another realm is another device, or a new provisioning: nothing for this secret.
-            self._refuse(reply.status, f"realm {realm[:80]!r}, expected {self._realm!r}")
+            text = f"realm {challenge.realm[:80]!r}, expected {self._realm!r}"
+            self._refuse(reply.status, text)
             return
-        login = DigestLogin(
-            self._username,
-            realm,
-            _decoded(challenge.nonce),
-            cnonce=self._cnonce(),
-            nc=NONCE_COUNT,
-            qop="auth" if with_qop else "",
+        secret = self._ha1 or digest.ha1(self._username, challenge.realm, self._password)
+        self._outgoing += build_proof(
+            self._method, challenge, self._username, secret, self._cnonce()
         )
-        secret = self._ha1 or digest.ha1(self._username, realm, self._password)
-        login.response = digest_response(self._method, secret, login)
-        self._outgoing += build_authenticate(self._method, build_digest_login(self._method, login))
         self._state = _State.PROVING
 
     def _on_verdict(self, message: bytes) -> None:
@@ -416,14 +405,6 @@ class SolClient:
             MessageType.END_SOL_REDIRECTION_REPLY: _on_ended,
         },
     }
-
-
-def _decoded(text: bytes) -> str:
-    # Strict, because what we say must come back byte for byte: a replacement would change it.
-    try:
-        return text.decode()
-    except UnicodeDecodeError as exc:
-        raise RedirectionFormatError(f"challenge text {text[:20]!r} is not UTF-8") from exc
 
 
 def _refusal_text(status: int) -> str:
