@@ -48,3 +48,37 @@ def test_never_more_than_burst_and_rate_allow(gaps: list[float]) -> None:
         now += gap
         admitted += limit.admits(PC, now)
     assert admitted <= 4 + 5 * now + 1e-6
+
+
+def test_who_is_refused_is_told_how_long_and_pays_nothing() -> None:
+    limit = FloodLimit(rate=0.1, burst=3)
+    assert [limit.charge(PC, 100.0) for _ in range(3)] == [0.0, 0.0, 0.0]
+    assert [limit.charge(PC, 100.0) for _ in range(1000)] == [10.0] * 1000
+    assert limit.wait(PC, 104.0) == 6.0
+    assert limit.charge(PC, 110.0) == 0.0
+    assert limit.charge(PC, 110.0) == 10.0
+
+
+def test_asking_how_long_takes_nothing() -> None:
+    limit = FloodLimit(rate=1, burst=1)
+    assert [limit.wait(PC, 0.0) for _ in range(5)] == [0.0] * 5
+    assert len(limit) == 0
+
+
+def test_a_token_can_be_given_back() -> None:
+    limit = FloodLimit(rate=1, burst=1)
+    limit.refund(PC)
+    assert limit.admits(PC, 0.0)
+    limit.refund(PC)
+    assert limit.admits(PC, 0.0)
+    assert not limit.admits(PC, 0.0)
+    assert limit.admits(b"other", 0.0)
+
+
+def test_what_is_remembered_is_bounded_and_the_busy_one_is_kept() -> None:
+    limit = FloodLimit(rate=0.001, burst=1, most=100)
+    limit.admits(PC, 0.0)
+    for number in range(10_000):
+        limit.admits(number.to_bytes(6, "big"), 0.0)
+        assert not limit.admits(PC, 0.0)
+    assert len(limit) == 100

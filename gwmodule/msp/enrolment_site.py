@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import ipaddress
 import json
+import math
 import socket
 import ssl
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -30,9 +29,12 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from gwmodule.config import SERVICE_NAME, split_address
-from gwmodule.errors import GatewayError
+from gwmodule.errors import ConfigError, GatewayError
+from gwmodule.flood import FloodLimit
+from gwmodule.msp.acceptor import listening_socket
 from gwmodule.msp.database import RegistryError
 from gwmodule.msp.enrolment_tokens import EnrolmentRefused, Enrolments
+from gwmodule.msp.http_port import Callers, HttpPort
 from gwmodule.msp.pki import (
     GATEWAY_LIFETIME,
     Authority,
@@ -42,6 +44,7 @@ from gwmodule.msp.pki import (
     key_hash,
     requested_key,
 )
+from gwmodule.msp.strangers import network_of
 from gwmodule.telemetry import Counters, EventLog
 from gwmodule.uplink.tls import forgive_dates
 
@@ -49,10 +52,9 @@ MAX_BODY = 20 * 1024
 MAX_CONNECTIONS = 512
 # A whole exchange, TLS included, takes a gateway on a bad line a few seconds.
 CONNECTION_TIME = 30.0
-HANDSHAKE_TIME = 10.0
+BODY_TIME = 10.0
 # Failures of one address. A whole estate may stand behind one NAT, so success is not counted.
-FAILURES, FAILURES_WINDOW = 20, 60.0
-MAX_PEERS = 4096
+FAILURES, FAILURES_PERIOD = 20, 3.0
 # Signatures per second, all gateways together; thousands may come back after a power cut.
 SIGNATURES_RATE, SIGNATURES_BURST = 100.0, 400.0
 
@@ -79,46 +81,6 @@ class SiteError(GatewayError):
         self.later = later
 
 
-@dataclass(slots=True)
-class Bucket:
-    """Allows `rate` per second and `burst` at once."""
-
-    rate: float
-    burst: float
-    level: float = field(default=0.0)
-    at: float = field(default=0.0)
-
-    def take(self, now: float) -> bool:
-        self.level = max(0.0, self.level - (now - self.at) * self.rate)
-        self.at = now
-        if self.level + 1 > self.burst:
-            return False
-        self.level += 1
-        return True
-
-
-class Failures:
-    """Refused attempts by address; a bounded number of addresses, the oldest forgotten first."""
-
-    def __init__(self) -> None:
-        self._peers: OrderedDict[str, Bucket] = OrderedDict()
-
-    def blocked(self, peer: str, now: float) -> bool:
-        bucket = self._peers.get(_network(peer))
-        if bucket is None:
-            return False
-        return bucket.level - (now - bucket.at) * bucket.rate + 1 > bucket.burst
-
-    def add(self, peer: str, now: float) -> None:
-        bucket = self._peers.setdefault(
-            _network(peer), Bucket(FAILURES / FAILURES_WINDOW, FAILURES, at=now)
-        )
-        bucket.take(now)
-        self._peers.move_to_end(_network(peer))
-        while len(self._peers) > MAX_PEERS:
-            self._peers.popitem(last=False)
-
-
 class EnrolmentSite:
     def __init__(
         self,
@@ -136,11 +98,12 @@ class EnrolmentSite:
         self._authority = authority
         self._clock = clock
         self._link_port = link_port
-        self._failures = Failures()
-        self._signatures = Bucket(SIGNATURES_RATE, SIGNATURES_BURST)
+        self._failures = FloodLimit(1 / FAILURES_PERIOD, FAILURES)
+        self._signatures = FloodLimit(SIGNATURES_RATE, SIGNATURES_BURST)
         self._log = EventLog("gwmodule.msp")
-        self._connections: dict[Any, float] = {}
-        self._server: asyncio.Server | None = None
+        # None of them is ever known: an exchange is over before it would matter.
+        self.callers = Callers("enrolment", MAX_CONNECTIONS)
+        self._socket: socket.socket | None = None
         self.counters = Counters()
 
     @property
@@ -149,9 +112,9 @@ class EnrolmentSite:
 
     @property
     def port(self) -> int:
-        """The port in use, after `start`."""
-        assert self._server is not None  # noqa: S101 - callers have started it
-        return int(self._server.sockets[0].getsockname()[1])
+        """The port in use, after `listen`."""
+        assert self._socket is not None  # noqa: S101 - callers have started it
+        return int(self._socket.getsockname()[1])
 
     def application(self) -> web.Application:
         application = web.Application(client_max_size=MAX_BODY)
@@ -165,8 +128,17 @@ class EnrolmentSite:
         )
         return application
 
-    async def start(self) -> web.AppRunner:
-        """Listen; whoever gets the runner cleans it up. ConfigError when the port is in use."""
+    def listen(self) -> None:
+        """ConfigError when the port is in use."""
+        host, port = self._options.host, self._options.port
+        try:
+            self._socket = listening_socket(host, port)
+        except OSError as exc:
+            raise ConfigError(f"{host}:{port}", "enrol", exc.strerror or str(exc)) from exc
+
+    async def run(self) -> None:
+        """After `listen`, until cancelled."""
+        assert self._socket is not None  # noqa: S101 - see above
         runner = web.AppRunner(
             self.application(),
             access_log=None,
@@ -177,23 +149,18 @@ class EnrolmentSite:
             max_field_size=4096,
         )
         await runner.setup()
+        port = HttpPort(
+            runner,
+            self._socket,
+            self._context(),
+            self.callers,
+            patience=CONNECTION_TIME,
+            most=MAX_CONNECTIONS,
+        )
         try:
-            self._server = await asyncio.get_running_loop().create_server(
-                lambda: self._protocol(runner),
-                self._options.host,
-                self._options.port,
-                ssl=self._context(),
-                ssl_handshake_timeout=HANDSHAKE_TIME,
-                family=socket.AF_INET6 if ":" in self._options.host else socket.AF_INET,
-            )
-        except BaseException:
+            await port.run()
+        finally:
             await runner.cleanup()
-            raise
-        return runner
-
-    def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
 
     def _context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -206,23 +173,6 @@ class EnrolmentSite:
         forgive_dates(context)
         context.num_tickets = 0
         return context
-
-    def _protocol(self, runner: web.AppRunner) -> asyncio.Protocol:
-        """One more connection, if there is room: the oldest are cut off once their time is over."""
-        now = time.monotonic()
-        if len(self._connections) >= MAX_CONNECTIONS:
-            for handler, since in list(self._connections.items()):
-                if now - since > CONNECTION_TIME and handler.transport is not None:
-                    handler.transport.abort()
-                if handler.transport is None and now - since > HANDSHAKE_TIME:
-                    del self._connections[handler]
-        if len(self._connections) >= MAX_CONNECTIONS:
-            self.counters["too_many_connections"] += 1
-            return _Refusal()
-        assert runner.server is not None  # noqa: S101 - after setup
-        handler = runner.server()
-        self._connections[handler] = now
-        return handler
 
     async def invitation(
         self,
@@ -265,15 +215,16 @@ class EnrolmentSite:
     def _answer(self, handler: Handler) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def answer(request: web.Request) -> web.Response:
             peer = request.remote or ""
+            network = network_of(peer).encode()
             now = time.monotonic()
             try:
-                if self._failures.blocked(peer, now):
-                    raise SiteError(429, "TOO_MANY", "too many failures; wait", later=60)
+                if wait := math.ceil(self._failures.wait(network, now)):
+                    raise SiteError(429, "TOO_MANY", "too many failures; wait", later=wait)
                 body = await handler(request)
             except (SiteError, EnrolmentRefused, BadRequest, RegistryError) as exc:
                 refusal = _refusal(exc)
                 if refusal.status < 500 and refusal.status != 429:
-                    self._failures.add(peer, now)
+                    self._failures.admits(network, now)
                 self.counters[f"refused_{refusal.error.lower()}"] += 1
                 self._log.warning(
                     "enrolment_refused", peer=peer, path=request.path, reason=str(exc)
@@ -356,7 +307,7 @@ class EnrolmentSite:
 
     async def _body(self, request: web.Request, *keys: str) -> dict[str, str]:
         try:
-            async with asyncio.timeout(CONNECTION_TIME):
+            async with asyncio.timeout(BODY_TIME):
                 body = json.loads(await request.read())
         except web.HTTPRequestEntityTooLarge as exc:
             raise SiteError(413, "TOO_LARGE", f"at most {MAX_BODY} bytes") from exc
@@ -374,7 +325,7 @@ class EnrolmentSite:
         return body
 
     def _require_capacity(self) -> None:
-        if not self._signatures.take(time.monotonic()):
+        if not self._signatures.admits(b"", time.monotonic()):
             raise SiteError(503, "BUSY", "too many gateways at once; try again", later=10)
 
     def _issue(self, name: str, key: Any, at: float) -> Issued:
@@ -400,11 +351,6 @@ class EnrolmentSite:
         return (address,)
 
 
-class _Refusal(asyncio.Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()
-
-
 def _refusal(exc: GatewayError) -> SiteError:
     match exc:
         case SiteError():
@@ -420,14 +366,3 @@ def _refusal(exc: GatewayError) -> SiteError:
 
 def _iso(at: float) -> str:
     return datetime.datetime.fromtimestamp(at, datetime.UTC).isoformat(timespec="seconds")
-
-
-def _network(peer: str) -> str:
-    """What one subscriber has: an IPv4 address, or an IPv6 /64."""
-    try:
-        address = ipaddress.ip_address(peer)
-    except ValueError:
-        return peer
-    if address.version == 4:
-        return peer
-    return str(ipaddress.ip_network((int(address), 64), strict=False))

@@ -15,6 +15,7 @@ from weakref import WeakSet
 
 from gwmodule.config import MuxConfig
 from gwmodule.errors import Code, GatewayError, LinkLost, RemoteProtocolError
+from gwmodule.msp.acceptor import Acceptor, listening_socket
 from gwmodule.msp.journal import Journal, Recorder
 from gwmodule.msp.registry import LinkDown, LinkUp, Observed
 from gwmodule.msp.session import Session, Sessions
@@ -32,13 +33,9 @@ from gwmodule.wire.messages import GoAway, Greeting, Notice, Welcome
 _HANDSHAKE_TIMEOUT = 10.0
 # Connections that have not proved who they are; a flood of them costs no known gateway its link.
 MAX_STRANGERS = 512
-_BACKLOG = 1024
 # Two boxes with one identity push each other out: after three such swaps the newer one waits.
 _SWAPS = 3
 _SWAP_WINDOW = 600.0
-# Seconds without accepting when the process has no descriptor left.
-_ACCEPT_PAUSE = 0.5
-_ACCEPTS_PER_TURN = 32
 
 
 class GatewayRegistry(Recorder, Protocol):
@@ -81,36 +78,31 @@ class GatewayListener:
         self._arrivals: asyncio.Queue[_Arrival] = asyncio.Queue()
         self._journal = Journal(registry, self._changed)
         self._swaps: dict[str, deque[float]] = {}
-        self._socket: socket.socket | None = None
-        # While no descriptor is left.
-        self._again: asyncio.TimerHandle | None = None
+        self._acceptor: Acceptor | None = None
         self.counters = self._journal.counters
         self.listening = asyncio.Event()
 
     @property
     def port(self) -> int:
         """The port in use, once `listening` is set."""
-        assert self._socket is not None  # noqa: S101 - callers wait for `listening`
-        return int(self._socket.getsockname()[1])
+        assert self._acceptor is not None  # noqa: S101 - callers wait for `listening`
+        return self._acceptor.port
 
     @property
     def context(self) -> ssl.SSLContext:
         return self._context
 
     async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._socket = _listen(self._config.host, self._config.port)
-        loop.add_reader(self._socket.fileno(), self._accept)
+        sock = listening_socket(self._config.host, self._config.port)
+        self._acceptor = Acceptor(sock, self._accepted)
+        self._acceptor.start()
         self.listening.set()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._journal.run(), name="journal")
                 group.create_task(self._admit_arrivals(), name="admission")
         finally:
-            if self._again is not None:
-                self._again.cancel()
-            loop.remove_reader(self._socket.fileno())
-            self._socket.close()
+            self._acceptor.close()
             for arrival in self.strangers.all():
                 arrival.link.abort(LinkLost("the service stops"))
             for session in self._sessions.all():
@@ -118,33 +110,14 @@ class GatewayListener:
             await self._journal.finish()
             await close_all(self._links, GoAway(Code.SHUTDOWN, "the service stops"))
 
-    def _accept(self) -> None:
-        assert self._socket is not None  # noqa: S101 - registered with the socket
-        for _ in range(_ACCEPTS_PER_TURN):
-            try:
-                sock, address = self._socket.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as exc:
-                # Out of descriptors: the backlog keeps the caller. The socket stays readable, so
-                # the loop must not look at it again at once.
-                self.counters["accept_failed"] += 1
-                self._log.warning("accept_failed", reason=exc.strerror)
-                loop = asyncio.get_running_loop()
-                loop.remove_reader(self._socket.fileno())
-                self._again = loop.call_later(_ACCEPT_PAUSE, self._listen_again)
-                return
-            arrival = _Arrival(self, sock)
-            loser = self.strangers.enter(arrival, address[0], asyncio.get_running_loop().time())
-            if loser is not arrival:
-                self._links.add(arrival.link)
-                arrival.link.start(self._config.user_timeout)
-            if loser is not None:
-                loser.link.abort(LinkLost("too many connections that nobody knows"))
-
-    def _listen_again(self) -> None:
-        assert self._socket is not None  # noqa: S101 - cancelled before it is closed
-        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._accept)
+    def _accepted(self, sock: socket.socket, address: str) -> None:
+        arrival = _Arrival(self, sock)
+        loser = self.strangers.enter(arrival, address, asyncio.get_running_loop().time())
+        if loser is not arrival:
+            self._links.add(arrival.link)
+            arrival.link.start(self._config.user_timeout)
+        if loser is not None:
+            loser.link.abort(LinkLost("too many connections that nobody knows"))
 
     # ---- what an arrival asks -----------------------------------------------------------------
 
@@ -349,17 +322,6 @@ class _Arrival:
 
 def _may_resume(session: Session, greeting: Greeting) -> bool:
     return session.boot_id == greeting.boot_id and session.knows(greeting.token)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
-    sock.bind((host, port))
-    sock.listen(_BACKLOG)
-    return sock
 
 
 def _now() -> float:

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -19,14 +20,16 @@ from gwmodule import __version__
 from gwmodule.errors import Code, ConfigError
 from gwmodule.msp.accounts import Accounts
 from gwmodule.msp.api import MAX_BODY, SHUTDOWN_TIMEOUT, Api, ApiOptions, Parts
-from gwmodule.msp.api.listening import start_tcp, tcp_socket, tls_context, unix_socket
+from gwmodule.msp.api.listening import tcp_port, tcp_socket, tls_context, unix_socket
 from gwmodule.msp.database import open_database
 from gwmodule.msp.enrolment_site import EnrolmentSite, SiteOptions
 from gwmodule.msp.enrolment_tokens import Enrolments
+from gwmodule.msp.http_port import HttpPort
 from gwmodule.msp.listener import GatewayListener, ListenerConfig
 from gwmodule.msp.pki import Authority
 from gwmodule.msp.registry import Registry
 from gwmodule.msp.session import Sessions
+from gwmodule.msp.strangers import Strangers
 from gwmodule.msp.subprotocol import first_leaf
 from gwmodule.msp.vault import Vault, vault_key
 from gwmodule.notify import Notifier
@@ -168,8 +171,7 @@ async def _run_until_signal(
     stop = asyncio.Event()
     notifier = Notifier(os.environ)
     api_socket: socket.socket | None = None
-    enrolment: web.AppRunner | None = None
-    http: asyncio.Server | None = None
+    http: HttpPort | None = None
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -179,16 +181,23 @@ async def _run_until_signal(
             await listener.listening.wait()
             api_socket = unix_socket(options.api)
             await web.SockSite(runner, api_socket).start()
+            strangers: list[Strangers[Any]] = [listener.strangers]
+            faces = []
             if options.http is not None:
-                http = await _listen_http(options.http, runner, api)
+                http = _http_port(options.http, runner, api)
+                strangers.append(api.callers.strangers)
+                faces.append(group.create_task(http.run(), name="http"))
             if site is not None:
-                enrolment = await site.start()
+                site.listen()
+                strangers.append(site.callers.strangers)
+                faces.append(group.create_task(site.run(), name="enrolment"))
                 log.info("enrolling", address=f"{site.host}:{site.port}")
+            api.metrics.strangers(strangers)
             log.info(
                 "listening",
                 gateways=f"{options.host}:{listener.port}",
                 api=options.api,
-                http=http.sockets[0].getsockname()[1] if http else "off",
+                http=http.port if http else "off",
                 state=options.state,
                 version=__version__,
                 pid=os.getpid(),
@@ -197,11 +206,8 @@ async def _run_until_signal(
             notifier.ready(f"gateways on {options.host}:{listener.port}")
             await stop.wait()
             notifier.stopping()
-            if http is not None:
-                http.close()
-            if site is not None and enrolment is not None:
-                site.close()
-                await enrolment.cleanup()
+            for face in faces:
+                face.cancel()
             await runner.cleanup()
             gateways.cancel()
     finally:
@@ -209,20 +215,18 @@ async def _run_until_signal(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         await runner.cleanup()
-        if enrolment is not None:
-            await enrolment.cleanup()
         if api_socket is not None:
             # Ours; when binding failed, the path is another service's.
             with contextlib.suppress(OSError):
                 options.api.unlink()
 
 
-async def _listen_http(options: HttpOptions, runner: web.AppRunner, api: Api) -> asyncio.Server:
+def _http_port(options: HttpOptions, runner: web.AppRunner, api: Api) -> HttpPort:
     tls = None
     if options.certificate is not None:
         tls = tls_context(options.certificate, options.key or options.certificate)
     sock = tcp_socket(options.host, options.port, tls=tls is not None)
-    return await start_tcp(runner, sock, tls, api.silent)
+    return tcp_port(runner, sock, tls, api.callers)
 
 
 def _startup_error(error: BaseException, options: ServerOptions) -> BaseException:

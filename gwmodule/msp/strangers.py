@@ -26,7 +26,7 @@ class Strangers(Generic[T]):
     """`refused` and `displaced` count what the bound has cost."""
 
     def __init__(self, port: str, most: int) -> None:
-        self._port = port
+        self.port = port
         self._most = most
         self._networks: dict[str, dict[T, None]] = {}
         self._network_of: dict[T, str] = {}
@@ -56,7 +56,7 @@ class Strangers(Generic[T]):
             largest = max(self._networks, key=lambda name: len(self._networks[name]))
             held = len(self._networks[largest])
             if self._lines.admits(largest.encode(), now):
-                self._log.warning("strangers", port=self._port, network=largest, connections=held)
+                self._log.warning("strangers", port=self.port, network=largest, connections=held)
             # One more here and one less there must not turn the tables: they would swap for ever.
             if len(self._networks.get(network, ())) + 1 >= held:
                 self.refused += 1

@@ -19,6 +19,7 @@ from gwmodule.msp.accounts import Accounts, Cost
 from gwmodule.msp.api import Api, ApiOptions, Parts, unix_socket
 from gwmodule.msp.client import ApiClient
 from gwmodule.msp.database import Database, open_database
+from gwmodule.msp.http_port import HttpPort
 from gwmodule.msp.pki import Authority
 from gwmodule.msp.registry import Observed, Registry
 from gwmodule.msp.traffic import Traffic
@@ -182,6 +183,17 @@ def presence(**changes: Any) -> Presence:
         "uuid": PC,
     }
     return Presence(**(arguments | changes))
+
+
+@contextlib.asynccontextmanager
+async def served(port: HttpPort) -> AsyncIterator[int]:
+    """The number of a port that accepts meanwhile."""
+    task = asyncio.get_running_loop().create_task(port.run())
+    try:
+        yield port.port
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import http.client
 import json
@@ -17,8 +18,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
+from gwmodule.errors import ConfigError
 from gwmodule.msp import enrolment_site
-from gwmodule.msp.enrolment_site import FAILURES, MAX_PEERS, Bucket, Failures
+from gwmodule.msp.enrolment_site import FAILURES
 from gwmodule.msp.registry import RegistryConflict
 from tests.provisioning.conftest import Msp
 
@@ -144,44 +146,47 @@ def test_guessing_is_slowed_down(msp: Msp) -> None:
     assert (status, answer["error"]) == (429, "TOO_MANY")
 
 
-def test_failures_fade_and_their_table_is_bounded() -> None:
-    failures = Failures()
-    for _ in range(FAILURES):
-        failures.add("192.0.2.1", 0.0)
-    assert failures.blocked("192.0.2.1", 1.0)
-    assert not failures.blocked("192.0.2.1", 61.0)
-    assert not failures.blocked("192.0.2.2", 1.0)
-    for number in range(MAX_PEERS + 10):
-        failures.add(f"2001:db8:{number:x}::1", 2.0)
-    assert len(failures._peers) == MAX_PEERS
-    bucket = Bucket(1.0, 2.0)
-    assert [bucket.take(0.0), bucket.take(0.0), bucket.take(0.0)] == [True, True, False]
-    assert bucket.take(1.0)
-
-
-def test_idle_connections_cannot_keep_gateways_out(
-    msp: Msp, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_host_cannot_keep_gateways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(enrolment_site, "MAX_CONNECTIONS", 4)
-    monkeypatch.setattr(enrolment_site, "CONNECTION_TIME", 0.0)
-    monkeypatch.setattr(enrolment_site, "HANDSHAKE_TIME", 0.0)
+    msp = Msp(tmp_path)
+    address = ("127.0.0.1", msp.port)
+    held = [socket.create_connection(address, source_address=("127.0.0.2", 0)) for _ in range(10)]
+    try:
+        assert ask(msp, "GET", "/enrol/v1/ca")[0] == 200
+        msp.stop()
+    finally:
+        for sock in held:
+            sock.close()
+        msp.end()
+
+
+def test_who_does_not_finish_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enrolment_site, "CONNECTION_TIME", 0.3)
+    msp = Msp(tmp_path)
     context = ssl.create_default_context(cadata=msp.authority.ca)
     context.check_hostname = False
-    idle = [
-        context.wrap_socket(socket.create_connection(("127.0.0.1", msp.port))) for _ in range(4)
-    ]
     try:
-        for _ in range(2):
-            try:
-                assert ask(msp, "GET", "/enrol/v1/ca")[0] == 200
-                break
-            except OSError:
-                continue
-        else:
-            pytest.fail("the idle connections hold the site")
+        plain = socket.create_connection(("127.0.0.1", msp.port), timeout=5)
+        with context.wrap_socket(plain) as sock:
+            # A whole request and half of the next one.
+            sock.sendall(b"GET /enrol/v1/ca HTTP/1.1\r\nHost: x\r\n\r\nGET /enrol/v1/ca HT")
+            answer = b""
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
+                while data := sock.recv(65536):
+                    answer += data
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        msp.stop()
     finally:
-        for sock in idle:
-            sock.close()
+        msp.end()
+
+
+def test_a_port_in_use_is_a_clear_error(msp: Msp) -> None:
+    options = enrolment_site.SiteOptions("127.0.0.1", msp.port)
+    other = enrolment_site.EnrolmentSite(
+        options, msp.enrolments, msp.authority, lambda: msp.now, lambda: 1
+    )
+    with pytest.raises(ConfigError, match="in use"):
+        other.listen()
 
 
 def test_a_new_token_voids_the_one_before_and_a_bad_name_gets_none(msp: Msp) -> None:

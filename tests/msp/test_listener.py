@@ -6,8 +6,6 @@ That two ends of a link get along is tests/uplink/test_dialer.py.
 from __future__ import annotations
 
 import asyncio
-import os
-import resource
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -179,30 +177,6 @@ async def test_silent_connections_do_not_wait_for_the_registry(tmp_path: Path) -
         assert registry.asked == 1
         for sock in idle:
             sock.close()
-
-
-async def test_without_descriptors_it_waits_instead_of_spinning(tmp_path: Path) -> None:
-    async with peers(tmp_path) as msp:
-        strangers = msp.listener.counters
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with socket.socket() as caller:
-            caller.setblocking(False)
-            # The number of the next descriptor is the first that is not allowed.
-            free = os.dup(caller.fileno())
-            os.close(free)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
-            try:
-                address = ("127.0.0.1", msp.listener.port)
-                await asyncio.get_running_loop().sock_connect(caller, address)
-                await until(lambda: strangers["accept_failed"])
-                for _ in range(100):
-                    await asyncio.sleep(0)
-                assert strangers["accept_failed"] == 1
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            # Accepted after all, and ended: it said nothing that is TLS.
-            caller.send(bytes(100))
-            await until(lambda: strangers["strangers_lost"])
 
 
 async def test_one_host_cannot_keep_gateways_out(

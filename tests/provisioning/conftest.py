@@ -49,7 +49,8 @@ class Msp:
         self.site = EnrolmentSite(
             options, self.enrolments, self.authority, lambda: self.now, lambda: LINK_PORT
         )
-        self.runner = await self.site.start()
+        self.site.listen()
+        self._serving = self._loop.create_task(self.site.run())
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -59,8 +60,8 @@ class Msp:
         self.run(self._stop())
 
     async def _stop(self) -> None:
-        self.site.close()
-        await self.runner.cleanup()
+        self._serving.cancel()
+        await asyncio.wait([self._serving])
         await self.database.aclose()
 
     def end(self) -> None:

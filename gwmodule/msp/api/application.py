@@ -31,6 +31,7 @@ from gwmodule.msp.api.consoles import ConsoleRoutes
 from gwmodule.msp.api.devices import Devices
 from gwmodule.msp.api.events import Events
 from gwmodule.msp.api.gateways import Gateways
+from gwmodule.msp.api.listening import MAX_STRANGERS
 from gwmodule.msp.api.metrics import Metrics
 from gwmodule.msp.api.openapi import document
 from gwmodule.msp.api.routes import ROUTES, Route
@@ -41,6 +42,7 @@ from gwmodule.msp.console import add_console
 from gwmodule.msp.consoles import Consoles
 from gwmodule.msp.database import Database, RegistryError, StatementError
 from gwmodule.msp.enrolment_site import EnrolmentSite
+from gwmodule.msp.http_port import Callers
 from gwmodule.msp.labels import Labels
 from gwmodule.msp.pki import Authority
 from gwmodule.msp.records import Device
@@ -184,8 +186,7 @@ class Api:
         self._sessions = parts.sessions
         parts.registry.on_devices = self._devices_changed
         parts.registry.on_links = self._links_changed
-        # Connections over TCP that have not sent a whole request yet (listening.py).
-        self.silent: set[object] = set()
+        self.callers = Callers("http", MAX_STRANGERS)
         self._gauges(parts.sessions)
 
     def _gauges(self, sessions: SessionsSeam) -> None:
@@ -259,6 +260,8 @@ class Api:
         self, request: web.Request, route: Route, handler: Handler
     ) -> web.StreamResponse:
         principal, token = await self.authenticator.admit(request, route)
+        if route.role is not None:
+            self.callers.is_known(request.protocol)
         asked = Asked(request, route, principal, token=token)
         asked.query = query_of(request, route.query)
         if route.body is not None:
@@ -277,7 +280,7 @@ class Api:
         handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
     ) -> web.StreamResponse:
         """The boundary: whatever goes wrong leaves here as one JSON error."""
-        self.silent.discard(request.protocol)
+        self.callers.spoke(request.protocol)
         try:
             response = await handler(request)
         except ApiError as exc:

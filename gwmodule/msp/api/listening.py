@@ -5,7 +5,6 @@ Over TCP passwords and tokens pass, so it is TLS, or loopback with a reverse pro
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import ipaddress
 import os
@@ -15,12 +14,15 @@ import stat
 from pathlib import Path
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
 from gwmodule.errors import ConfigError
+from gwmodule.msp.acceptor import listening_socket
+from gwmodule.msp.http_port import Callers, HttpPort
 
 # Connections over TCP at once; each costs some 20 KiB before it has said anything.
 MAX_CONNECTIONS = 1024
+# Of them, those that have not logged in.
+MAX_STRANGERS = 512
 # A browser sends its request at once; what connects and says nothing is no browser.
 FIRST_REQUEST = 10.0
 
@@ -75,17 +77,10 @@ def tcp_socket(host: str, port: int, *, tls: bool) -> socket.socket:
             f"{host} is no loopback address: give --http-certificate and --http-key, or listen on"
             " 127.0.0.1 behind a reverse proxy",
         )
-    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
-        sock.listen(128)
+        return listening_socket(host, port)
     except OSError as exc:
-        sock.close()
         raise ConfigError(f"{host}:{port}", "http", exc.strerror or str(exc)) from exc
-    sock.setblocking(False)
-    return sock
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -99,28 +94,8 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-async def start_tcp(
-    runner: web.AppRunner, sock: socket.socket, tls: ssl.SSLContext | None, silent: set[object]
-) -> asyncio.Server:
-    """Serve `runner` on `sock`; whoever sends no whole request soon is sent away.
-
-    A connection is in `silent` until its first request is handled, which takes it out.
-    """
-    loop = asyncio.get_running_loop()
-    server = runner.server
-    assert server is not None  # noqa: S101 - the runner was set up
-
-    def connection() -> asyncio.Protocol:
-        handler = server()
-        full = len(server.connections) >= MAX_CONNECTIONS
-        silent.add(handler)
-        loop.call_later(0 if full else FIRST_REQUEST, close_if_silent, handler)
-        return handler
-
-    def close_if_silent(handler: RequestHandler) -> None:
-        if handler in silent:
-            silent.discard(handler)
-            handler.force_close()
-
-    timeout = None if tls is None else FIRST_REQUEST
-    return await loop.create_server(connection, sock=sock, ssl=tls, ssl_handshake_timeout=timeout)
+def tcp_port(
+    runner: web.AppRunner, sock: socket.socket, tls: ssl.SSLContext | None, callers: Callers
+) -> HttpPort:
+    """The API on `sock`; whoever sends no whole request soon is sent away."""
+    return HttpPort(runner, sock, tls, callers, patience=FIRST_REQUEST, most=MAX_CONNECTIONS)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import (
@@ -17,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from gwmodule.msp.records import State
 from gwmodule.msp.seam import SessionsSeam
+from gwmodule.msp.strangers import Strangers
 from gwmodule.msp.traffic import Direction
 from gwmodule.wire.frames import Priority
 
@@ -49,6 +51,10 @@ class Metrics:
     def sessions(self, sessions: SessionsSeam) -> None:
         """What the gateways' sessions of this process carry."""
         self._registry.register(_Sessions(sessions))
+
+    def strangers(self, ports: Sequence[Strangers[Any]]) -> None:
+        """Who stands at the TCP ports and is not known yet, and what the bound on them has cost."""
+        self._registry.register(_Strangers(ports))
 
     def devices(self, states: Mapping[State, int]) -> None:
         """What the registry says now; nothing when it cannot be asked."""
@@ -89,6 +95,24 @@ class _Gauge(Collector):
         for value, number in self._read().items():
             family.add_metric([value] if self._labels else [], number)
         yield family
+
+
+class _Strangers(Collector):
+    def __init__(self, ports: Sequence[Strangers[Any]]) -> None:
+        self._ports = ports
+
+    def collect(self) -> Iterable[Metric]:
+        here = GaugeMetricFamily(
+            "strangers", "Connections that nobody knows yet, by port", labels=["port"]
+        )
+        cut = CounterMetricFamily(
+            "strangers_cut", "Of them, cut off because there were too many", labels=["port"]
+        )
+        for strangers in self._ports:
+            here.add_metric([strangers.port], len(strangers))
+            cut.add_metric([strangers.port], strangers.refused + strangers.displaced)
+        yield here
+        yield cut
 
 
 class _Sessions(Collector):

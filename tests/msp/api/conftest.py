@@ -12,9 +12,9 @@ import pytest
 
 from gwmodule.msp.accounts import Principal, Role
 from gwmodule.msp.api import tcp_socket
-from gwmodule.msp.api.listening import start_tcp
+from gwmodule.msp.api.listening import tcp_port
 from gwmodule.msp.records import AuditEntry
-from tests.msp.conftest import NOW, PC, Service
+from tests.msp.conftest import NOW, PC, Service, served
 
 PASSWORD = "correct horse battery"
 
@@ -58,9 +58,8 @@ class Site:
 @pytest.fixture
 async def site(service: Service) -> AsyncIterator[Site]:
     sock = tcp_socket("127.0.0.1", 0, tls=False)
-    port = sock.getsockname()[1]
-    server = await start_tcp(service.runner, sock, None, service.api.silent)
-    async with aiohttp.ClientSession() as http:
+    listening = served(tcp_port(service.runner, sock, None, service.api.callers))
+    async with listening as port, aiohttp.ClientSession() as http:
         site = Site(service, f"http://127.0.0.1:{port}", http)
         for tenant in ("default", "other"):
             for role in Role:
@@ -70,7 +69,6 @@ async def site(service: Service) -> AsyncIterator[Site]:
                 assert known is not None
                 site.tokens[tenant, role] = service.api.tokens.for_api(known)
         yield site
-    server.close()
 
 
 def principal(role: Role = Role.ADMIN, tenant: str = "default") -> Principal:

@@ -7,9 +7,10 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
+from gwmodule.flood import FloodLimit
 from gwmodule.msp.accounts import Accounts, Role
 from gwmodule.msp.api.auth import Authenticator
-from gwmodule.msp.api.limits import LoginLimits, Rate
+from gwmodule.msp.api.limits import LoginLimits
 from tests.msp.api.conftest import PASSWORD, Site
 from tests.msp.conftest import NOW, PC
 
@@ -57,7 +58,9 @@ async def test_a_thousand_logins_a_second_do_not_stop_the_service(
     accounts: Any = site.service.api.groups["accounts"]
     directory = Accounts(site.service.database, site.service.vault)
     monkeypatch.setattr(accounts, "_directory", directory)
-    monkeypatch.setattr(accounts, "_limits", LoginLimits(Rate(10**6, 1.0), Rate(10**6, 1.0)))
+    monkeypatch.setattr(
+        accounts, "_limits", LoginLimits(FloodLimit(1, 10**6), FloodLimit(1, 10**6))
+    )
     statuses = Counter[int]()
     slowest = 0.0
 

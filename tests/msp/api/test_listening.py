@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from gwmodule.errors import ConfigError
-from gwmodule.msp.api import listening, tcp_socket
-from gwmodule.msp.api.listening import start_tcp, tls_context
+from gwmodule.msp.api import tcp_socket
+from gwmodule.msp.api.listening import tcp_port, tls_context
 from gwmodule.msp.client import ApiClient
 from gwmodule.msp.pki import Authority
 from tests.msp.api.conftest import Site
-from tests.msp.conftest import Service
+from tests.msp.conftest import Service, served
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "localhost", "msp.example", ""])
@@ -46,48 +46,29 @@ async def test_over_tls_the_client_checks_the_service(service: Service, tmp_path
     authority = Authority.open(tmp_path / "pki", _today())
     authority.ensure_server_certificate(("127.0.0.1",), _today())
     sock = tcp_socket("127.0.0.1", 0, tls=True)
-    port = sock.getsockname()[1]
     context = tls_context(authority.server_certificate_path, authority.server_key_path)
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
-    server = await start_tcp(service.runner, sock, context, service.api.silent)
-    url = f"https://127.0.0.1:{port}"
-    async with ApiClient(url, cafile=str(authority.ca_path)) as client:
-        assert await client.request("GET", "/healthz") == {"status": "ok"}
-    async with ApiClient(url) as client:
-        with pytest.raises(Exception, match="no gwmodule-msp service answers"):
-            await client.request("GET", "/healthz")
-    server.close()
+    async with served(tcp_port(service.runner, sock, context, service.api.callers)) as port:
+        url = f"https://127.0.0.1:{port}"
+        async with ApiClient(url, cafile=str(authority.ca_path)) as client:
+            assert await client.request("GET", "/healthz") == {"status": "ok"}
+        async with ApiClient(url) as client:
+            with pytest.raises(Exception, match="no gwmodule-msp service answers"):
+                await client.request("GET", "/healthz")
 
 
 def _today() -> float:
     return datetime.datetime.now(datetime.UTC).timestamp()
 
 
-@pytest.mark.parametrize("said", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: "])
-async def test_who_sends_no_whole_request_is_sent_away(
-    site: Site, said: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listening, "FIRST_REQUEST", 0.2)
-    host, port = site.url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(said)
-    async with asyncio.timeout(5):
-        assert await reader.read() == b""
-    writer.close()
-    assert site.service.api.silent == set()
+async def test_who_has_logged_in_is_no_stranger_any_more(site: Site) -> None:
+    strangers = site.service.api.callers.strangers
     assert (await site.request("GET", "/healthz"))[0] == 200
-
-
-async def test_one_client_cannot_take_every_place(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listening, "MAX_CONNECTIONS", 5)
-    host, port = site.url.removeprefix("http://").split(":")
-    opened = [await asyncio.open_connection(host, int(port)) for _ in range(10)]
-    async with asyncio.timeout(5):
-        assert await opened[-1][0].read() == b""
-    for _, writer in opened:
-        writer.close()
+    assert (await site.request("GET", "/api/v1/whoami", token="wrong"))[0] == 401
+    assert len(strangers) == 1
+    assert (await site.request("GET", "/api/v1/whoami", token=site.token()))[0] == 200
+    assert len(strangers) == 0
+    assert site.service.api.callers.silent == set()
 
 
 async def test_a_body_that_never_comes_is_not_waited_for(

@@ -10,6 +10,7 @@ from gwmodule.msp.accounts import Role
 from gwmodule.msp.api import service as service_module
 from gwmodule.msp.api.events import MAX_QUEUE
 from gwmodule.msp.database import RegistryError
+from gwmodule.msp.strangers import Strangers
 from gwmodule.msp.traffic import Direction
 from gwmodule.wire.frames import Priority
 from tests.msp.api.conftest import Site
@@ -156,3 +157,13 @@ async def test_a_client_that_stops_reading_is_dropped(
             await asyncio.sleep(0.01)
     writer.close()
     assert (await site.request("GET", "/healthz"))[0] == 200
+
+
+async def test_metrics_tell_who_stands_at_the_ports(site: Site) -> None:
+    link = Strangers[int]("link", 1)
+    link.enter(1, "192.0.2.1", 0.0)
+    link.enter(2, "192.0.2.1", 0.0)
+    site.service.api.metrics.strangers([link])
+    _, text = await site.request("GET", "/metrics", token=site.token())
+    assert 'strangers{port="link"} 1.0' in text
+    assert 'strangers_cut_total{port="link"} 1.0' in text

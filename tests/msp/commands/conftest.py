@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from gwmodule.msp.accounts import Role
-from gwmodule.msp.api.listening import start_tcp, tcp_socket, tls_context
+from gwmodule.msp.api.listening import tcp_port, tcp_socket, tls_context
 from gwmodule.msp.pki import Authority
 from gwmodule.msp.server import wall_clock
-from tests.msp.conftest import NOW, Service
+from tests.msp.conftest import NOW, Service, served
 from tests.msp.test_cli import ENVIRONMENT
 
 PASSWORD = "correct horse battery"
@@ -73,7 +73,5 @@ async def desk(service: Service, tmp_path: Path) -> AsyncIterator[Desk]:
         await service.accounts.add_user(name, "default", role, PASSWORD, NOW, actor="test")
     sock = tcp_socket("127.0.0.1", 0, tls=True)
     context = tls_context(authority.server_certificate_path, authority.server_key_path)
-    server = await start_tcp(service.runner, sock, context, service.api.silent)
-    port = sock.getsockname()[1]
-    yield Desk(service, f"https://127.0.0.1:{port}", authority.ca_path, tmp_path / "config")
-    server.close()
+    async with served(tcp_port(service.runner, sock, context, service.api.callers)) as port:
+        yield Desk(service, f"https://127.0.0.1:{port}", authority.ca_path, tmp_path / "config")

@@ -1,0 +1,132 @@
+"""aiohttp's server behind a TCP port that strangers share (msp.strangers)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from gwmodule.msp.acceptor import Acceptor
+from gwmodule.msp.strangers import Strangers
+
+# A handshake takes a few round trips; the rest of somebody's patience is for his request.
+HANDSHAKE_TIME = 10.0
+
+
+class Callers:
+    """What the application tells the port about its connections."""
+
+    def __init__(self, port: str, most: int) -> None:
+        self.strangers: Strangers[RequestHandler] = Strangers(port, most)
+        # Those of them that have not sent a whole request yet.
+        self.silent: set[RequestHandler] = set()
+
+    def spoke(self, handler: RequestHandler) -> None:
+        self.silent.discard(handler)
+
+    def is_known(self, handler: RequestHandler) -> None:
+        self.strangers.leave(handler)
+
+    def forget(self, handler: RequestHandler) -> None:
+        self.silent.discard(handler)
+        self.strangers.leave(handler)
+
+
+class HttpPort:
+    """Whoever nobody knows and who is silent is cut off after `patience` seconds.
+
+    There are at most `most` connections, those that are known included.
+    """
+
+    def __init__(
+        self,
+        runner: web.AppRunner,
+        sock: socket.socket,
+        tls: ssl.SSLContext | None,
+        callers: Callers,
+        *,
+        patience: float,
+        most: int,
+    ) -> None:
+        assert runner.server is not None  # noqa: S101 - the runner was set up
+        self._server = runner.server
+        self._tls = tls
+        self._callers = callers
+        self._patience = patience
+        self._most = most
+        self._acceptor = Acceptor(sock, self._accepted)
+        self._handshakes: dict[RequestHandler, asyncio.Task[None]] = {}
+        self._group = asyncio.TaskGroup()
+
+    @property
+    def port(self) -> int:
+        return self._acceptor.port
+
+    async def run(self) -> None:
+        """Accept until cancelled; connections that stand are the runner's to end."""
+        try:
+            async with self._group:
+                self._acceptor.start()
+                await asyncio.Event().wait()
+        finally:
+            self._acceptor.close()
+
+    def _accepted(self, sock: socket.socket, address: str) -> None:
+        loop = asyncio.get_running_loop()
+        strangers = self._callers.strangers
+        if strangers.full:
+            self._forget_gone()
+        handler = self._server()
+        loser: RequestHandler | None = handler
+        if len(self._server.connections) < self._most:
+            loser = strangers.enter(handler, address, loop.time())
+        if loser is handler:
+            sock.close()
+            return
+        if loser is not None:
+            self._cut(loser)
+        self._callers.silent.add(handler)
+        task = self._group.create_task(self._handshake(sock, handler), name="handshake")
+        self._handshakes[handler] = task
+        task.add_done_callback(lambda _: self._end_handshake(sock, handler))
+        loop.call_later(self._patience, self._end_patience, handler)
+
+    async def _handshake(self, sock: socket.socket, handler: RequestHandler) -> None:
+        loop = asyncio.get_running_loop()
+        limit = None if self._tls is None else HANDSHAKE_TIME
+        with contextlib.suppress(OSError):
+            await loop.connect_accepted_socket(
+                lambda: handler, sock, ssl=self._tls, ssl_handshake_timeout=limit
+            )
+
+    def _end_handshake(self, sock: socket.socket, handler: RequestHandler) -> None:
+        del self._handshakes[handler]
+        if handler.transport is None:
+            # Cancelled before it began, it has closed nothing.
+            sock.close()
+            self._callers.forget(handler)
+
+    def _end_patience(self, handler: RequestHandler) -> None:
+        if handler.transport is None or handler in self._callers.silent:
+            self._cut(handler)
+        elif handler in self._callers.strangers:
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._patience, self._end_patience, handler)
+
+    def _cut(self, handler: RequestHandler) -> None:
+        self._callers.forget(handler)
+        handshake = self._handshakes.get(handler)
+        if handshake is not None:
+            handshake.cancel()
+        elif handler.transport is not None:
+            handler.transport.abort()
+
+    def _forget_gone(self) -> None:
+        """aiohttp does not tell when a connection has ended; it is asked when its place counts."""
+        for handler in self._callers.strangers.all():
+            if handler.transport is None and handler not in self._handshakes:
+                self._callers.forget(handler)
