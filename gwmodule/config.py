@@ -331,8 +331,8 @@ def _check(config: Config, path: str) -> None:
 def with_credentials(config: Config, directory: Path) -> Config:
     """The configuration with key, certificate and CA from `directory`, as far as they are there.
 
-    For systemd's LoadCredential=, whose copies only the service can read. "none" is what our unit
-    gives for a file that does not exist.
+    For systemd's LoadCredential=, whose copies only the service can read: our unit gives the key, and
+    "none" when there is none; a drop-in may give the others.
     """
     tls = config.tls
     for setting_name, name in CREDENTIALS.items():

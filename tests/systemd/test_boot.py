@@ -261,6 +261,18 @@ def test_a_reload_takes_a_good_configuration_and_refuses_a_bad_one(machine: Mach
     assert machine.show("gwmodule-relay", "MainPID") == pid, machine.journal("gwmodule-relay")
 
 
+def test_the_certificate_is_read_anew_for_every_link_by_the_same_process(machine: Machine) -> None:
+    pid = machine.show("gwmodule-relay", "MainPID")
+    certificate = machine.root / "etc/gwmodule/gateway.crt"
+    good = certificate.read_bytes()
+    certificate.write_bytes(b"no certificate")
+    machine.run("gwmodule", "reconnect")
+    wait_until("no link", lambda: not machine.status()["link"]["connected"], 15)
+    certificate.write_bytes(good)
+    wait_until("link and capture", machine.linked, 30)
+    assert machine.show("gwmodule-relay", "MainPID") == pid
+
+
 def test_a_hello_waits_in_the_socket_unit_while_the_relay_is_away(machine: Machine) -> None:
     config = machine.root / "etc/gwmodule/gwmodule.toml"
     config.write_text(config.read_text().replace("hello_port = 9972\n", ""))
