@@ -6,8 +6,11 @@ from hypothesis import strategies as st
 
 from gwmodule.amt import redirection
 from gwmodule.amt.redirection import (
+    MAX_AUTHENTICATION,
+    DigestLogin,
     Direction,
     LoginMethod,
+    MessageReader,
     MessageTracker,
     MessageType,
     RedirectionFormatError,
@@ -18,9 +21,13 @@ from gwmodule.amt.redirection import (
 from tests.amt.transcript import (
     AMTTERM,
     CHALLENGE,
+    CNONCE,
     CONTROLS,
     FROM_DEVICE,
+    HA1,
     LOGIN_PROMPT,
+    NONCE,
+    REALM,
     SOL_STARTED,
     START,
     START_SOL,
@@ -28,6 +35,8 @@ from tests.amt.transcript import (
     TO_DEVICE,
     chunks,
 )
+
+LARGEST_LOGIN = redirection.build_authenticate(LoginMethod.DIGEST, bytes(MAX_AUTHENTICATION))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +62,7 @@ def built() -> Iterator[tuple[Direction, bytes]]:
     to_device, from_device = Direction.TO_DEVICE, Direction.FROM_DEVICE
     yield to_device, START
     yield to_device, redirection.END_SESSION.build({"type": 0x12})
-    yield to_device, redirection.build_authenticate(LoginMethod.DIGEST, bytes(2048))
+    yield to_device, LARGEST_LOGIN
     yield to_device, redirection.build_start_sol(AMTTERM, 0)
     yield (
         to_device,
@@ -80,6 +89,48 @@ def test_the_size_rules_agree_with_the_layouts(direction: Direction, message: by
 def test_a_type_of_the_other_direction_is_unknown() -> None:
     with pytest.raises(RedirectionFormatError, match="0x20 from device"):
         message_size(Direction.FROM_DEVICE, START_SOL)
+
+
+def test_a_size_is_not_told_before_the_bytes_that_tell_it() -> None:
+    for direction in Direction:
+        assert message_size(direction, b"") is None
+    assert message_size(Direction.FROM_DEVICE, b"\x11") is None
+    assert message_size(Direction.FROM_DEVICE, b"\x11\x02") == 4
+    assert message_size(Direction.TO_DEVICE, LARGEST_LOGIN[:8]) is None
+    assert message_size(Direction.TO_DEVICE, LARGEST_LOGIN[:9]) == 9 + MAX_AUTHENTICATION
+
+
+def test_a_refusal_is_only_the_device_s() -> None:
+    with pytest.raises(RedirectionFormatError, match="0x11 to device is unknown"):
+        message_size(Direction.TO_DEVICE, b"\x11\x02\0\0")
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1))
+def test_the_reader_cuts_whole_messages_out_of_any_segmentation(sizes: list[int]) -> None:
+    reader, got = MessageReader(Direction.FROM_DEVICE), []
+    for chunk in chunks(b"".join(FROM_DEVICE), sizes):
+        reader.receive(chunk)
+        while (message := reader.next_message()) is not None:
+            got.append(message)
+    assert got == list(FROM_DEVICE)
+    reader.receive(b"\x99")
+    with pytest.raises(RedirectionFormatError, match="0x99"):
+        reader.next_message()
+
+
+@pytest.mark.parametrize(
+    ("method", "response"),
+    [
+        (LoginMethod.DIGEST, "d0188627ce6559a2cb50b5aeb956d5df"),
+        (LoginMethod.DIGEST_RFC2069, "bc003076310965d13a3ec28169d5f02b"),
+    ],
+)
+def test_the_response_is_the_one_of_the_worked_transcript(
+    method: LoginMethod, response: str
+) -> None:
+    login = DigestLogin("admin", REALM, NONCE, cnonce=CNONCE, nc="00000002", qop="auth")
+    assert redirection.digest_response(method, HA1, login) == response
 
 
 @settings(deadline=None)
