@@ -104,7 +104,7 @@ def parse_target(text: object) -> Target:
                 return Target(mac=parse_mac(text))
         with contextlib.suppress(ValueError):
             return Target(uuid=UUID(text))
-    raise BadArgument("the device is a UUID, an IPv4 address or a MAC address")
+    raise BadArgument(f"{str(text)[:MAX_DEVICE_TEXT]!r} is no UUID, IPv4 address or MAC address")
 
 
 class Explainer:
