@@ -337,9 +337,14 @@ class CaptureService:
             return  # The relay hung up again.
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
         pid, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
-        if uid not in self._allowed_uids or len(self._relays) >= MAX_RELAYS:
+        problem = ""
+        if uid not in self._allowed_uids:
+            problem = "its user may not (--allow-user)"
+        elif len(self._relays) >= MAX_RELAYS:
+            problem = f"{MAX_RELAYS} are connected"
+        if problem:
             self._counters.relays_refused += 1
-            log.warning("capture_refused", pid=pid, uid=uid)
+            log.warning("capture_refused", pid=pid, uid=uid, reason=problem)
             sock.close()
             return
         sock.setblocking(False)

@@ -343,13 +343,18 @@ def test_a_change_of_any_interface_makes_the_service_look(
     namespace.close()
 
 
-async def test_a_user_who_may_not_is_refused(tmp_path: Path) -> None:
+async def test_a_user_who_may_not_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with running(tmp_path, allowed_uids=frozenset()) as run, run.relay() as relay:
         with pytest.raises(ConnectionResetError):
             await relay.datagram()
+    assert "its user may not (--allow-user)" in caplog.text
 
 
-async def test_too_many_relays_are_refused(tmp_path: Path) -> None:
+async def test_too_many_relays_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with running(tmp_path) as run, contextlib.AsyncExitStack() as stack:
         relays = [await stack.enter_async_context(run.relay()) for _ in range(MAX_RELAYS)]
         for relay in relays:
@@ -357,6 +362,7 @@ async def test_too_many_relays_are_refused(tmp_path: Path) -> None:
         async with run.relay() as one_more:
             with pytest.raises(ConnectionResetError):
                 await one_more.datagram()
+    assert f"{MAX_RELAYS} are connected" in caplog.text
 
 
 async def test_a_relay_that_talks_is_not_listened_to(tmp_path: Path) -> None:
