@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _BAD_CONFIG = 78
@@ -103,7 +102,5 @@ def _die_with_parent() -> None:
     # A terminal's Ctrl-C reaches the services as their supervisor's SIGTERM, once.
     with contextlib.suppress(OSError):
         os.setsid()
-    # The router must outlive us.
+    # The router must outlive us; the services raise their oom_score_adj themselves.
     os.nice(5)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500")
