@@ -55,9 +55,9 @@ from gwmodule.errors import (
 from gwmodule.wire.frames import TlsMode
 from gwmodule.wire.messages import Credential
 
-# A page of an enumeration may be a single instance (AMT 6); 390 log records are the most there is.
 # Bytes of all pages together: parsed, they may take twenty times as much of the relay's memory.
 MAX_ENUMERATION = 512 * 1024
+# A page of an enumeration may be a single instance (AMT 6); 390 log records are the most there is.
 MAX_PAGES = 512
 # Seconds that a connected plain port waits for TLS to come about on the other one.
 TLS_GRACE = 5.0

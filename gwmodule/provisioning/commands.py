@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gwmodule.config import load
-from gwmodule.errors import ConfigError, GatewayError
+from gwmodule.errors import GatewayError
 from gwmodule.provisioning.client import TryLater, normal_fingerprint
 from gwmodule.provisioning.provision import Wanted, deprovision, provision, renew, with_port
 
@@ -25,6 +25,7 @@ OK = 0
 FAILED = 1
 TEMPORARY = 75  # EX_TEMPFAIL of sysexits.h
 MAX_WAIT = 86400.0
+TARGETS = ("etc", "usr/local/lib", "usr/lib")
 
 
 def run_provision(arguments: argparse.Namespace) -> int:
@@ -45,10 +46,22 @@ def run_provision(arguments: argparse.Namespace) -> int:
     def tell(done: dict[str, Any]) -> str:
         if done.get("check"):
             return "would " + "\nwould ".join(done["changes"])
-        state = "provisioned" if done["changed"] else "already provisioned, nothing changed"
-        return f"{state}: gateway {done['gateway']}, certificate until {done['not_after']}"
+        who = f"gateway {done['gateway']}, certificate until {done['not_after']}"
+        if not done["changed"]:
+            return f"already provisioned, nothing changed: {who}"
+        return f"provisioned: {who}\nnow start the services: {start_command()}"
 
     return _attempt(arguments, work, tell)
+
+
+def start_command(root: Path = Path("/")) -> str:
+    """What starts the services here, or starts them anew if they run."""
+    units = (root / place / "systemd/system/gwmodule.target" for place in TARGETS)
+    if (root / "run/systemd/system").is_dir() and any(unit.exists() for unit in units):
+        return "systemctl restart gwmodule.target"
+    if (root / "etc/init.d/gwmodule").exists():
+        return "/etc/init.d/gwmodule reload"
+    return "gwmodule run"
 
 
 def run_renew(arguments: argparse.Namespace) -> int:
@@ -89,7 +102,7 @@ def _attempt(
 ) -> int:
     try:
         done = work()
-    except (TryLater, ConfigError, GatewayError, OSError) as exc:
+    except (GatewayError, OSError) as exc:
         if arguments.json:
             retry = isinstance(exc, TryLater)
             print(json.dumps({"changed": False, "error": _sentence(exc), "retry": retry}))

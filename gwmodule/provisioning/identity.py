@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import os
 import ssl
 import subprocess
@@ -145,8 +146,6 @@ def usable_key(path: Path) -> bool:
 
 def fingerprint(pem: str) -> str:
     """SHA-256 of the first certificate in `pem`, in hex. ValueError when there is none."""
-    import hashlib
-
     begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
     start = pem.index(begin)
     first = pem[start : pem.index(end, start) + len(end)]

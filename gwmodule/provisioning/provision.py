@@ -31,7 +31,6 @@ from gwmodule.provisioning import settings
 from gwmodule.provisioning.client import Enrolled, EnrolmentClient, TryLater
 from gwmodule.provisioning.identity import (
     Certificate,
-    ImageKey,
     Paths,
     ProvisioningError,
     belong_together,
@@ -364,7 +363,7 @@ def _give_back(config: Config, paths: Paths, clock: Clock) -> bool:
     """Whether the MSP knows that this identity is over. It is asked once; removal goes on."""
     if not config.msp.enrolment:
         return False
-    with contextlib.suppress(GatewayError, OSError, ImageKey):
+    with contextlib.suppress(GatewayError, OSError):
         if read(paths) is not None:
             _client(config, paths, clock).deprovision(paths.certificate, paths.key)
             return True
