@@ -17,6 +17,14 @@ from aiohttp import WSMsgType
 from yarl import URL
 
 from gwmodule.errors import ChannelReset, Code, ConfigError, GatewayError
+from gwmodule.msp.console_protocol import (
+    CONSOLE_SUBPROTOCOL,
+    FromService,
+    FromViewer,
+    NotOurs,
+    encode,
+    from_service,
+)
 from gwmodule.msp.subprotocol import MAX_MESSAGE, SUBPROTOCOL, close_code, close_reason, code_of
 
 DEFAULT_API = "/run/gwmodule-msp/api.sock"
@@ -24,6 +32,8 @@ DEFAULT_API = "/run/gwmodule-msp/api.sock"
 GRACE = 15.0
 # The service says something every 15 s.
 EVENTS_SILENCE = 60.0
+# A serial line is silent for hours. Without an answer for half of it the connection is dead.
+HEARTBEAT = 16.0
 # The host part of the URL is not looked at; the path of the socket is the address.
 _BASE = "http://gwmodule-msp"
 _JSON = {"Content-Type": "application/json"}
@@ -68,8 +78,7 @@ class ClientStream:
                     return b""
                 raise ChannelReset(code, reason or code.name.lower().replace("_", " "))
             case _:
-                code = code_of(self._websocket.close_code)
-                raise ChannelReset(code or Code.CONNECTION_LOST, "the service went away")
+                raise _gone(self._websocket)
 
     def _introduced(self, text: str) -> None:
         try:
@@ -82,13 +91,61 @@ class ClientStream:
         try:
             await self._websocket.send_bytes(data)
         except (aiohttp.ClientError, ConnectionError) as exc:
-            raise ChannelReset(Code.CONNECTION_LOST, "the service went away") from exc
+            raise _gone(self._websocket) from exc
 
     async def write_eof(self) -> None:
         await self.write(b"")
 
     async def close(self, code: Code = Code.OK, reason: str = "") -> None:
         await self._websocket.close(code=close_code(code), message=close_reason(reason))
+
+
+class ClientConsole:
+    """A serial line that the service holds: `console_protocol`, from the viewer's end."""
+
+    def __init__(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
+        self._websocket = websocket
+
+    async def read(self) -> bytes | FromService:
+        """ChannelReset at the end, with its reason, and code OK where it was meant."""
+        message = await self._websocket.receive()
+        match message.type:
+            case WSMsgType.BINARY:
+                data: bytes = message.data
+                return data
+            case WSMsgType.TEXT:
+                try:
+                    return from_service(message.data)
+                except NotOurs as exc:
+                    text = "the service speaks something else"
+                    raise ChannelReset(Code.PROTOCOL_ERROR, text) from exc
+            case WSMsgType.CLOSE:
+                raise ChannelReset(code_of(message.data), str(message.extra or ""))
+            case _:
+                raise _gone(self._websocket)
+
+    async def say(self, message: FromViewer) -> None:
+        await self._send(encode(message))
+
+    async def type(self, data: bytes) -> None:
+        await self._send(data)
+
+    async def _send(self, message: str | bytes) -> None:
+        try:
+            if isinstance(message, str):
+                await self._websocket.send_str(message)
+            else:
+                await self._websocket.send_bytes(message)
+        except (aiohttp.ClientError, ConnectionError) as exc:
+            raise _gone(self._websocket) from exc
+
+    async def close(self) -> None:
+        await self._websocket.close()
+
+
+def _gone(websocket: aiohttp.ClientWebSocketResponse) -> ChannelReset:
+    code = code_of(websocket.close_code)
+    return ChannelReset(code or Code.CONNECTION_LOST, "the service went away")
 
 
 class ApiClient:
@@ -203,32 +260,55 @@ class ApiClient:
             raise self._unavailable(exc) from exc
 
     async def open_stream(
-        self, guid: str, port: int, *, hold: bool = False, mode: str = "", takeover: bool = False
+        self,
+        guid: str,
+        port: int,
+        *,
+        hold: bool = False,
+        mode: str = "",
+        takeover: bool = False,
+        tool: str = "",
     ) -> ClientStream:
         """A stream with half-close to `port` of a device; ApiRefused when there is none.
 
-        With mode `sol`, `takeover` ends the stream or console that has the serial line.
+        With mode `sol`, `takeover` ends the stream or console that has the serial line, and `tool`
+        (whatever only this caller says) the stream that it had before it lost its connection.
         """
         query = {"p": "2", "host": guid, "port": str(port), "tls": "0", "hold": str(int(hold))}
         if mode:
             query["mode"] = mode
         if takeover:
             query["takeover"] = "1"
+        if tool:
+            query["tool"] = tool
+        heartbeat = HEARTBEAT if mode == "sol" else None
+        return ClientStream(
+            await self._websocket("/relay/webrelay.ashx", query, SUBPROTOCOL, heartbeat)
+        )
+
+    async def open_console(self, guid: str) -> ClientConsole:
+        """The device's serial line as the service holds it; ApiRefused as above."""
+        path = f"/api/v1/amt/sol/{guid}"
+        return ClientConsole(await self._websocket(path, {}, CONSOLE_SUBPROTOCOL, HEARTBEAT))
+
+    async def _websocket(
+        self, path: str, query: dict[str, str], protocol: str, heartbeat: float | None
+    ) -> aiohttp.ClientWebSocketResponse:
         try:
-            websocket = await self._session.ws_connect(
-                f"{self._base}/relay/webrelay.ashx",
+            return await self._session.ws_connect(
+                self._base + path,
                 params=query,
-                protocols=(SUBPROTOCOL,),
+                protocols=(protocol,),
                 max_msg_size=MAX_MESSAGE,
+                heartbeat=heartbeat,
                 compress=0,
             )
         except aiohttp.WSServerHandshakeError as exc:
             # The handshake's error has no body; the same request without an upgrade does.
-            await self.request("GET", "/relay/webrelay.ashx", query=query)
+            await self.request("GET", path, query=query)
             raise ApiUnavailable(f"{self._address} refused the stream: {exc.message}") from exc
         except (aiohttp.ClientError, OSError) as exc:
             raise self._unavailable(exc) from exc
-        return ClientStream(websocket)
 
     def _unavailable(self, exc: Exception) -> ApiUnavailable:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)

@@ -22,15 +22,9 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from gwmodule.errors import ChannelReset, Code, GatewayError
+from gwmodule.msp.console_protocol import MAX_OFFSET, State, Want
 from gwmodule.msp.seam import SessionsSeam, StreamSeam
-from gwmodule.msp.sol import (
-    REOPEN_DELAYS,
-    REOPEN_LIMIT,
-    SolFailed,
-    SolLogin,
-    SolLost,
-    SolSession,
-)
+from gwmodule.msp.sol import Retries, SolFailed, SolLogin, SolLost, SolSession
 from gwmodule.msp.sol_log import Mark, SolLog
 from gwmodule.telemetry import EventLog
 from gwmodule.wire.frames import Priority
@@ -42,7 +36,8 @@ LINGER = 2.0
 PING_INTERVAL = 1.0
 # One message to a browser.
 CHUNK = 16 * 1024
-TAKEN_OVER = "output between may be missing"
+GAP = "output between may be missing"
+STOPS = "the service stops"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +55,7 @@ class ConsoleSettings:
     stall: float = 75.0
     # For a browser that drops, and for a technician who looks something up.
     detached: float = 120.0
+    # Over all tenants; one alone can have half of them.
     consoles: int = 128
     viewers: int = 16
 
@@ -97,11 +93,21 @@ class ConsoleEnded(GatewayError):
         self.code = code
 
 
-class State(enum.StrEnum):
-    OPENING = "opening"
-    OPEN = "open"
-    LOST = "lost"
-    CLOSED = "closed"
+class Happened(enum.Enum):
+    """To a console's session with its device."""
+
+    OPENED = enum.auto()
+    LOST = enum.auto()
+    ENDED = enum.auto()
+
+
+# A session that is lost before it was ever open is no console: that ends it.
+_NEXT: dict[State, dict[Happened, State]] = {
+    State.OPENING: {Happened.OPENED: State.OPEN, Happened.ENDED: State.CLOSED},
+    State.OPEN: {Happened.LOST: State.LOST, Happened.ENDED: State.CLOSED},
+    State.LOST: {Happened.OPENED: State.OPEN, Happened.ENDED: State.CLOSED},
+    State.CLOSED: {},
+}
 
 
 @dataclass(slots=True)
@@ -132,12 +138,17 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a browser that was here before goes on; `console` is the id it was told."""
+    """Where a browser that was here before goes on; `console` is the id it was told.
+
+    One that was not gets the last `tail` bytes of the log.
+    """
 
     console: str = ""
     seat: str = ""
     offset: int = 0
     mark: int = 0
+    want: Want = Want.SEAT
+    tail: int = MAX_OFFSET
 
 
 class Viewer:
@@ -156,6 +167,8 @@ class Viewer:
         self._ended: ConsoleEnded | None = None
         self._after_log = False
         self._told: Status | None = None
+        # When it must have acknowledged something; None while it has everything.
+        self._due: float | None = None
 
     async def next_item(self) -> Status | Mark | bytes:
         """ConsoleEnded when there is nothing more, or when this viewer has taken nothing."""
@@ -174,13 +187,14 @@ class Viewer:
                 return item
             if item:
                 self.offset += len(item)
+                if self._due is None:
+                    self._due = self._now() + settings.stall
                 return item
-            behind = self.offset > self.acknowledged
             if self._ended is not None and self.offset == self._console.log.end:
                 raise self._ended
             self._wake.clear()
             try:
-                async with asyncio.timeout(settings.stall if behind else None):
+                async with asyncio.timeout_at(self._due):
                     await self._wake.wait()
             except TimeoutError:
                 reason = f"nothing was taken for {settings.stall:.0f} s"
@@ -193,6 +207,8 @@ class Viewer:
             raise ConsoleRefused(Code.PROTOCOL_ERROR, text)
         if offset > self.acknowledged:
             self.acknowledged = offset
+            behind = offset < self.offset
+            self._due = self._now() + self._console.settings.stall if behind else None
             self._console.acknowledged(self)
             self._wake.set()
 
@@ -206,6 +222,9 @@ class Viewer:
     async def hang_up(self) -> None:
         await self._console.hang_up(self)
 
+    def detach(self) -> None:
+        self._console.detach(self)
+
     def latency(self) -> tuple[float | None, float | None]:
         """Seconds to the gateway and back, and from there to the device and back."""
         return self._console.latency()
@@ -213,6 +232,9 @@ class Viewer:
     @property
     def console(self) -> str:
         return self._console.id
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
     # What the console tells its viewer.
 
@@ -255,13 +277,13 @@ class Console:
         self._session: SolSession | None = None
         self._stream = 0
         self._gateway = ""
-        self._was_open = False
+        self._retries = Retries()
         self._pinged_at = 0.0
         self._away_at = float("-inf")
         self._room = asyncio.Event()
         self._stop = asyncio.Event()
         self.over = asyncio.Event()
-        self._stop_reason = ""
+        self._stopped_with = Code.OK, ""
         self._expiry: asyncio.TimerHandle | None = None
 
     # Its life.
@@ -271,7 +293,7 @@ class Console:
         code, reason = Code.INTERNAL, "our own fault; the log says more"
         try:
             await self._sessions_in_turn()
-            code, reason = Code.OK, self._stop_reason
+            code, reason = self._stopped_with
         except ChannelReset as exc:
             code, reason = exc.code, exc.reason
         except GatewayError as exc:
@@ -285,22 +307,14 @@ class Console:
         await self._audit(self._last_holder, "console.close", detail)
 
     async def _sessions_in_turn(self) -> None:
-        lost_at, delays = self._loop.time(), iter(REOPEN_DELAYS)
         while not self._stop.is_set():
             try:
                 await self._one_session()
             except SolLost as exc:
-                if not self._was_open:
-                    raise SolFailed(str(exc)) from exc
-                if self._state is not State.LOST:
-                    lost_at, delays = self._loop.time(), iter(REOPEN_DELAYS)
-                    self.log.mark(f"{exc}: {TAKEN_OVER}", self._clock(), gap=True)
-                    self._change(State.LOST, str(exc))
-                elif self._loop.time() - lost_at > REOPEN_LIMIT:
-                    raise SolFailed(f"{exc}; gave up after {REOPEN_LIMIT:.0f} s") from exc
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(next(delays, REOPEN_DELAYS[-1])):
-                    await self._stop.wait()
+                if self._retries.failed(exc, self._loop.time()):
+                    self.log.mark(f"{exc}: {GAP}", self._clock(), gap=True)
+                    self._advance(Happened.LOST, str(exc))
+            await self._retries.wait(self._stop)
 
     async def _one_session(self) -> None:
         line = await self._find_line()
@@ -319,7 +333,7 @@ class Console:
         if self._stop.is_set():
             return
         try:
-            await session.run(open_port, again=self._was_open)
+            await session.run(open_port, again=self._retries.succeeded_once)
         except SolFailed:
             if not self._stop.is_set():
                 raise
@@ -327,9 +341,11 @@ class Console:
             self._session = None
             self._stream = 0
 
-    def stop(self, reason: str) -> None:
-        """End in order."""
-        self._stop_reason = reason
+    def stop(self, code: Code, reason: str) -> None:
+        """End in order; who asks first gives the reason."""
+        if self._stop.is_set():
+            return
+        self._stopped_with = code, reason
         self._stop.set()
         # A session that is held back must see its end.
         self._room.set()
@@ -340,7 +356,7 @@ class Console:
         for timer in (self._expiry, self._seat.expiry if self._seat is not None else None):
             if timer is not None:
                 timer.cancel()
-        self._change(State.CLOSED, reason)
+        self._advance(Happened.ENDED, reason)
         self.over.set()
         for viewer in self._viewers:
             viewer.end(code, reason, after_log=True)
@@ -350,15 +366,21 @@ class Console:
         return self._state is State.CLOSED
 
     @property
+    def stopping(self) -> bool:
+        """Nobody should come any more: it has ended, or is about to."""
+        return self._stop.is_set() or self.closed
+
+    @property
     def seat(self) -> Seat | None:
         return self._seat
 
     # What a session tells its owner.
 
     def sol_opened(self) -> None:
-        self.log.mark("opened again" if self._was_open else "connected", self._clock())
-        self._was_open = True
-        self._change(State.OPEN, "")
+        again = self._retries.succeeded_once
+        self.log.mark("opened again" if again else "connected", self._clock())
+        self._retries.succeeded()
+        self._advance(Happened.OPENED)
 
     def sol_data(self, data: bytes) -> None:
         self.log.append(data)
@@ -373,8 +395,8 @@ class Console:
             self._room.clear()
             await self._room.wait()
 
-    def sol_said(self, text: str) -> None:
-        self.log.mark(text, self._clock(), gap="missing" in text)
+    def sol_said(self, text: str, *, gap: bool = False) -> None:
+        self.log.mark(text, self._clock(), gap=gap)
         self._tell()
 
     @property
@@ -385,34 +407,50 @@ class Console:
     # Viewers.
 
     async def attach(self, name: str, place: Place, *, may_type: bool) -> Viewer:
+        viewer = Viewer(self, name, may_type=may_type)
+        seat = self._seat
+        wants = may_type and place.want is not Want.WATCH
+        returns = (
+            wants
+            and seat is not None
+            and seat.name == name
+            and secrets.compare_digest(seat.key, place.seat)
+        )
+        if returns and seat is not None and seat.viewer is not None:
+            seat.viewer.end(Code.REPLACED, "this browser attached again")
+            self._viewers.discard(seat.viewer)
         if len(self._viewers) >= self.settings.viewers:
             text = f"{self.settings.viewers} browsers look at this console"
             raise ConsoleRefused(Code.LIMIT, text)
-        viewer = Viewer(self, name, may_type=may_type)
         self._find_place(viewer, place)
-        seat = self._seat
-        returns = seat is not None and secrets.compare_digest(seat.key, place.seat)
-        if seat is not None and returns and seat.name == name and may_type:
-            if seat.viewer is not None:
-                seat.viewer.end(Code.REPLACED, "this browser attached again")
-            self._sit(viewer, seat)
-        elif seat is None and may_type:
-            self._sit(viewer, self._new_seat(viewer))
         self._viewers.add(viewer)
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
-        self._tell()
-        action = "console.open" if viewer.seat else "console.watch"
-        await self._audit(name, action, {"console": self.id, "offset": viewer.offset})
+        try:
+            if wants and (seat is None or returns):
+                self._sit(viewer, self._new_seat(viewer) if seat is None else seat)
+            elif wants and place.want is Want.TAKEOVER:
+                await self.take_over(viewer)
+            self._tell()
+            action = "console.open" if viewer.seat else "console.watch"
+            await self._audit(name, action, {"console": self.id, "offset": viewer.offset})
+        except BaseException:
+            # Nobody else knows this viewer yet: a seat that it took would stay taken.
+            self.detach(viewer)
+            raise
         return viewer
 
     def _find_place(self, viewer: Viewer, place: Place) -> None:
-        known = place.console == self.id and place.offset <= self.log.end
-        offset = place.offset if known else 0
+        if place.console == self.id and place.offset <= self.log.end:
+            offset, mark = place.offset, min(place.mark, self.log.next_mark)
+        elif place.tail < self.log.end:
+            offset, mark = max(self.log.end - place.tail, self.log.start), self.log.next_mark
+        else:
+            offset, mark = 0, 0
         viewer.offset = viewer.acknowledged = max(offset, self.log.start)
         viewer.lost = viewer.offset - offset
-        viewer.mark = min(place.mark, self.log.next_mark) if known else 0
+        viewer.mark = mark
 
     def detach(self, viewer: Viewer) -> None:
         self._viewers.discard(viewer)
@@ -425,7 +463,7 @@ class Console:
             seat.expiry = self._loop.call_later(self.settings.detached, self._free_seat, seat)
         if not self._viewers:
             text = f"nobody looked for {self.settings.detached:.0f} s"
-            self._expiry = self._loop.call_later(self.settings.detached, self.stop, text)
+            self._expiry = self._loop.call_later(self.settings.detached, self.stop, Code.OK, text)
         self._tell()
 
     async def take_over(self, viewer: Viewer) -> None:
@@ -449,7 +487,7 @@ class Console:
     async def hang_up(self, viewer: Viewer) -> None:
         if self._seat is None or self._seat.viewer is not viewer:
             raise ConsoleRefused(Code.REFUSED_POLICY, "somebody else holds this console")
-        self.stop(f"closed by {viewer.name}")
+        self.stop(Code.OK, f"closed by {viewer.name}")
 
     async def type(self, viewer: Viewer, data: bytes) -> bool:
         if self._seat is None or self._seat.viewer is not viewer:
@@ -514,8 +552,8 @@ class Console:
             self._room.set()
             self._tell()
 
-    def _change(self, state: State, reason: str) -> None:
-        self._state, self._reason = state, reason
+    def _advance(self, happened: Happened, reason: str = "") -> None:
+        self._state, self._reason = _NEXT[self._state][happened], reason
         self._tell()
 
     def _tell(self) -> None:
@@ -542,12 +580,17 @@ class Consoles:
             self.stop()
 
     def stop(self) -> None:
-        """Every viewer is told that the service stops."""
+        """Every viewer is told that the service stops, and nobody opens another console."""
+        self._tasks = None
         for console in self._open.values():
-            console.stop("the service stops")
+            console.stop(Code.SHUTDOWN, STOPS)
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def is_open(self, tenant: str, device: UUID) -> bool:
+        console = self._open.get((tenant, device))
+        return console is not None and not console.stopping
 
     def seat(self, tenant: str, device: UUID) -> Seat | None:
         """Who holds the device's line, also while his browser is away."""
@@ -567,35 +610,40 @@ class Consoles:
     ) -> Viewer:
         """ConsoleRefused when there is no room, or none is open and this one may not open it."""
         key = (tenant, device)
-        console = self._open.get(key)
-        if console is None or console.closed:
-            if not may_type:
+        # One that ends still has the device's only line.
+        while (console := self._open.get(key)) is not None and console.stopping:
+            await console.over.wait()
+            self._forget(key, console)
+        if console is None:
+            if not may_type or place.want is Want.WATCH:
                 raise ConsoleRefused(Code.REFUSED_POLICY, "nobody has this console open")
-            if len(self._open) >= self.settings.consoles or self._tasks is None:
-                text = f"{self.settings.consoles} consoles are open"
-                raise ConsoleRefused(Code.LIMIT, text)
-            console = Console(self.sessions, find_line, audit, self.clock, self.settings)
-            self._open[key] = console
-            self._tasks.create_task(self._run(key, console), name=f"console-{device}")
+            console = self._new(key, find_line, audit)
         return await console.attach(name, place, may_type=may_type)
 
-    def end(self, tenant: str, device: UUID, reason: str) -> None:
-        """Hang up, whoever holds it."""
-        console = self._open.get((tenant, device))
-        if console is not None:
-            console.stop(reason)
+    def _new(self, key: tuple[str, UUID], find_line: FindLine, audit: Audit) -> Console:
+        if self._tasks is None:
+            raise ConsoleRefused(Code.SHUTDOWN, STOPS)
+        # As many as are free, and no more: however many one tenant opens, another one finds room,
+        # and nobody has to say beforehand how many tenants there will be.
+        own = sum(tenant == key[0] for tenant, _ in self._open)
+        if own >= self.settings.consoles - len(self._open):
+            text = f"{own} consoles are open; the rest is left to others"
+            raise ConsoleRefused(Code.LIMIT, text)
+        console = Console(self.sessions, find_line, audit, self.clock, self.settings)
+        self._open[key] = console
+        self._tasks.create_task(self._run(key, console), name=f"console-{key[1]}")
+        return console
 
-    async def take(self, tenant: str, device: UUID, reason: str) -> None:
-        """Hang up, and return when the device's line is free."""
+    def _forget(self, key: tuple[str, UUID], console: Console) -> None:
+        if self._open.get(key) is console:
+            del self._open[key]
+
+    async def end(self, tenant: str, device: UUID, reason: str) -> None:
+        """Hang up, whoever holds it, and return when the device's line is free."""
         console = self._open.get((tenant, device))
         if console is not None:
-            console.stop(reason)
+            console.stop(Code.CANCELLED, reason)
             await console.over.wait()
-
-    def detach(self, tenant: str, device: UUID, viewer: Viewer) -> None:
-        console = self._open.get((tenant, device))
-        if console is not None and console.id == viewer.console:
-            console.detach(viewer)
 
     async def _run(self, key: tuple[str, UUID], console: Console) -> None:
         try:
@@ -604,8 +652,7 @@ class Consoles:
             # One console's fault must not take the others with it.
             self._log.exception("console_failed", device=key[1])
         finally:
-            if self._open.get(key) is console:
-                del self._open[key]
+            self._forget(key, console)
 
 
 class _SeamStream:

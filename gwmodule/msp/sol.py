@@ -61,6 +61,37 @@ class SolLost(GatewayError):
     """The stream ended, or could not be opened, for a reason that passes."""
 
 
+class Retries:
+    """When a line that was lost is tried again, and until when."""
+
+    def __init__(self) -> None:
+        self.succeeded_once = False
+        self._lost_at: float | None = None
+        self._delays = iter(REOPEN_DELAYS)
+
+    def succeeded(self) -> None:
+        self.succeeded_once = True
+        self._lost_at = None
+        self._delays = iter(REOPEN_DELAYS)
+
+    def failed(self, error: SolLost, now: float) -> bool:
+        """Whether it is the first failure in a row; SolFailed where no other attempt follows."""
+        if not self.succeeded_once:
+            raise SolFailed(str(error)) from error
+        if self._lost_at is None:
+            self._lost_at = now
+            return True
+        if now - self._lost_at > REOPEN_LIMIT:
+            raise SolFailed(f"{error}; gave up after {REOPEN_LIMIT:.0f} s") from error
+        return False
+
+    async def wait(self, stop: asyncio.Event) -> None:
+        """For the next attempt, or `stop`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(next(self._delays, REOPEN_DELAYS[-1])):
+                await stop.wait()
+
+
 @dataclass(frozen=True, slots=True)
 class SolLogin:
     """With a `pin` (SHA-256 of the device's certificate) the session runs in TLS on port 16995.
@@ -90,8 +121,10 @@ class SolOwner(Protocol):
         """Returns when more may come; until then the device is held back."""
         ...
 
-    def sol_said(self, text: str) -> None:
-        """Something about the session that a technician should see between the lines."""
+    def sol_said(self, text: str, *, gap: bool = False) -> None:
+        """Something about the session that a technician should see between the lines; `gap`:
+        output is missing here.
+        """
         ...
 
 
@@ -242,7 +275,8 @@ class SolSession:
                     self._owner.sol_data(data)
                 case SolControls(_, status):
                     if ControlStatus.TX_OVERFLOW in status:
-                        self._owner.sol_said("the device's buffer ran over: some output is missing")
+                        text = "the device's buffer ran over: some output is missing"
+                        self._owner.sol_said(text, gap=True)
                 case SolClosed() | SolRefused():
                     self._ending = event
                 case _:

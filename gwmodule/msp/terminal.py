@@ -1,10 +1,10 @@
 """`gwmodule-msp sol`: the serial line of a PC on this terminal, or on pipes and scripts.
 
-    stdin --> input ----> msp.sol --> stream (WebSocket) --> service --> gateway --> device
-    stdout <- output <--- msp.sol <-- stream
+    stdin --> input ----> msp.lines --> service --> gateway --> device
+    stdout <- output <--- msp.lines
 
-The device's bytes go to the terminal unchanged. When the gateway's session or this service is lost,
-or a power action ended the stream, the terminal opens it again by itself.
+The device's bytes go to the terminal unchanged. Where the line comes from, and how it goes on after
+a loss, is the line's business (`msp.lines`).
 """
 
 from __future__ import annotations
@@ -18,19 +18,11 @@ import termios
 import tty
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from gwmodule.amt.redirection import SolSettings
-from gwmodule.msp.client import GRACE, ApiClient, ApiRefused, ApiUnavailable, ClientStream
-from gwmodule.msp.sol import (
-    CHUNK,
-    REOPEN_DELAYS,
-    REOPEN_LIMIT,
-    SolFailed,
-    SolLogin,
-    SolLost,
-    SolSession,
-)
+from gwmodule.msp.client import GRACE, ApiClient, ApiRefused, ApiUnavailable
+from gwmodule.msp.lines import Line
+from gwmodule.msp.sol import CHUNK, SolFailed
 from gwmodule.msp.subprotocol import first_leaf
 from gwmodule.telemetry import escape
 
@@ -43,31 +35,25 @@ MAX_SCRIPT_BUFFER = 256 * 1024
 FINISH_TIMEOUT = 5.0
 # Some eight exchanges with a slow ME, after its turn has come.
 BOOT_DEADLINE = 60.0
-_REOPEN_STATUS = frozenset({503, 504})
 
 Step: TypeAlias = tuple[Literal["send", "expect"], str]
 
 
 @dataclass(frozen=True, slots=True)
-class SolOptions:
+class TerminalOptions:
     """`steps` make it a script; `idle` ends a piped session that long after stdin ended.
 
-    `boot` names what the PC boots as soon as the line is open, as `boot.once` does.
-    With a `pin` (SHA-256 of the device's certificate) the session runs inside TLS on port 16995.
+    `boot` names what the PC boots as soon as the line is open, as `boot.once` does, with `login`,
+    which is empty where the service has it. `types`: there is something to be typed.
     """
 
     guid: str
-    username: str
-    password: str = field(repr=False)
-    pin: bytes | None = None
-    hold: bool = True
-    allow_clear_text: bool = False
     steps: Sequence[Step] = ()
     timeout: float | None = None
     idle: float = 2.0
     boot: str = ""
-    takeover: bool = False
-    settings: SolSettings = field(default_factory=SolSettings)
+    login: dict[str, Any] = field(default_factory=dict, repr=False)
+    types: bool = True
 
 
 class EscapeKeys:
@@ -130,19 +116,21 @@ class Script:
         return None
 
 
-class Sol:
-    """One technician's session, over as many streams as it takes. `run` once."""
+class Terminal:
+    """One technician's session, to its end. `run` once."""
 
     def __init__(
         self,
         client: ApiClient,
-        options: SolOptions,
+        line: Line,
+        options: TerminalOptions,
         *,
         stdin: int,
         stdout: int,
         notice: Callable[[str], None],
     ) -> None:
         self._client = client
+        self._line = line
         self._options = options
         self._stdin = stdin
         self._stdout = stdout
@@ -150,22 +138,13 @@ class Sol:
         self._interactive = os.isatty(stdin) and not options.steps
         self._escape = EscapeKeys()
         self._script = Script(options.steps)
-        self._login = SolLogin(
-            options.username,
-            options.password,
-            pin=options.pin,
-            allow_clear_text=options.allow_clear_text,
-            settings=options.settings,
-        )
-        self._session: SolSession | None = None
-        self._stream: ClientStream | None = None
+        self._script_wake = asyncio.Event()
         self._opened = False
         self._heard_at = 0.0
         self._output = bytearray()
         self._output_wake = asyncio.Event()
         self._output_moved = asyncio.Event()
         self._online = asyncio.Event()
-        self._quit = asyncio.Event()
 
     async def run(self) -> None:
         """Until the technician leaves, the script is through or the device ends; SolFailed."""
@@ -179,7 +158,7 @@ class Sol:
                             group.create_task(self._boot(), name="boot"),
                         ]
                         try:
-                            await self._sessions()
+                            await self._line.run(self)
                         finally:
                             await self._finish_output()
                         for task in tasks:
@@ -189,76 +168,20 @@ class Sol:
             except BaseExceptionGroup as group:
                 raise first_leaf(group) from group
 
-    # Streams, one after the other.
-
-    async def _sessions(self) -> None:
-        loop = asyncio.get_running_loop()
-        lost_at, delays = loop.time(), iter(REOPEN_DELAYS)
-        while True:
-            try:
-                await self._run_session()
-                return
-            except SolLost as exc:
-                if self._quit.is_set():
-                    return
-                if not self._opened:
-                    raise SolFailed(str(exc)) from exc
-                if self._online.is_set():
-                    self._online.clear()
-                    lost_at, delays = loop.time(), iter(REOPEN_DELAYS)
-                    self._say(f"{exc}; opening the session again")
-                elif loop.time() - lost_at > REOPEN_LIMIT:
-                    raise SolFailed(f"{exc}; gave up after {REOPEN_LIMIT:.0f} s") from exc
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(next(delays, REOPEN_DELAYS[-1])):
-                    await self._quit.wait()
-                    return
-
-    async def _run_session(self) -> None:
-        """One stream, to its end; SolLost when another one may do better."""
-        self._session = SolSession(self._login, self)
-        try:
-            await self._session.run(self._open_port, again=self._opened)
-        except SolFailed:
-            if not self._quit.is_set():
-                raise
-        finally:
-            self._session = None
-
-    async def _open_port(self, port: int) -> ClientStream:
-        options = self._options
-        try:
-            self._stream = await self._client.open_stream(
-                options.guid,
-                port,
-                hold=options.hold,
-                mode="sol",
-                # Who came in while our connection was lost stays.
-                takeover=options.takeover and not self._opened,
-            )
-            return self._stream
-        except ApiUnavailable as exc:
-            raise SolLost(str(exc)) from exc
-        except ApiRefused as exc:
-            if exc.status in _REOPEN_STATUS:
-                raise SolLost(str(exc)) from exc
-            raise
-
     async def _boot(self) -> None:
         """Once the device sends to us: the BIOS's first line must find the line open."""
         options = self._options
         if not options.boot:
             return
         await self._online.wait()
-        if self._stream is None or not self._stream.id:
+        stream = self._line.stream
+        if not stream:
             raise SolFailed("the service does not tell the stream's id: it is too old to boot so")
-        login = {"username": options.username, "password": options.password}
         call = {
             "function": "boot.once",
-            "arguments": {"device": options.boot, "stream": self._stream.id},
-            "credential": login,
+            "arguments": {"device": options.boot, "stream": stream},
             "deadline": BOOT_DEADLINE,
-        }
+        } | options.login
         path = f"/api/v1/devices/{options.guid}/call"
         try:
             answer = await self._client.request("POST", path, call, timeout=BOOT_DEADLINE + GRACE)
@@ -268,75 +191,75 @@ class Sol:
         before, requested = result["power_state_before_name"], result["requested_name"]
         self._say(f"boot {options.boot}: the PC was {before}; {requested}")
 
-    # What a session tells its owner.
+    # What the line tells its owner.
+
+    def line_greets(self, text: str) -> None:
+        if self._interactive:
+            size = os.get_terminal_size(self._stdin)
+            if 0 < size.columns < 80 or 0 < size.lines < 25:
+                text += f"; this window is {size.columns}x{size.lines}, a BIOS draws 80x25"
+            text += "; ^] q leaves, ^] ? helps"
+        self._say(text)
+
+    def line_lost(self) -> None:
+        self._online.clear()
 
     def sol_opened(self) -> None:
         self._heard_at = asyncio.get_running_loop().time()
-        self._online.set()
-        self._say("opened again" if self._opened else self._welcome())
         self._opened = True
-        self._advance_script()
+        self._online.set()
 
     def sol_data(self, data: bytes) -> None:
         self._heard_at = asyncio.get_running_loop().time()
         self._output += data
         self._output_wake.set()
-        if self._options.steps:
-            self._script.receive_data(data)
-            self._advance_script()
+        self._script.receive_data(data)
+        self._script_wake.set()
 
     async def sol_room(self) -> None:
         while len(self._output) > MAX_BACKLOG:
             self._output_moved.clear()
             await self._output_moved.wait()
 
-    def sol_said(self, text: str) -> None:
+    def sol_said(self, text: str, *, gap: bool = False) -> None:
         self._say(text)
-
-    def _welcome(self) -> str:
-        text = f"connected to {self._options.guid}"
-        if not self._interactive:
-            return text
-        size = os.get_terminal_size(self._stdin)
-        if 0 < size.columns < 80 or 0 < size.lines < 25:
-            text += f"; this window is {size.columns}x{size.lines}, a BIOS draws 80x25"
-        return f"{text}; ^] q leaves, ^] ? helps"
-
-    def _advance_script(self) -> None:
-        if not self._options.steps or self._session is None:
-            return
-        while (text := self._script.next_send()) is not None:
-            self._session.send(text)
-        if self._script.finished:
-            self._leave()
-
-    def _leave(self) -> None:
-        self._quit.set()
-        if self._session is not None:
-            self._session.close()
 
     # Input.
 
     async def _read_input(self) -> None:
         if self._options.steps:
-            return
-        while data := await _read(self._stdin):
-            if self._interactive:
-                data, help_wanted, leave = self._escape.feed(data)
-                if help_wanted:
-                    self._say("^] q leaves, ^] ^] sends ^]")
-                if leave:
-                    self._leave()
-                    return
-            else:
-                data = data.replace(b"\n", b"\r")
-                await self._online.wait()
-            if self._session is not None:
-                await self._session.type(data)
-        if self._interactive:
-            self._leave()
-        else:
+            await self._run_script()
+        elif self._interactive:
+            await self._read_keys()
+            self._line.close()
+        elif self._options.types:
+            await self._read_pipe()
             await self._leave_when_idle()
+
+    async def _run_script(self) -> None:
+        await self._online.wait()
+        while True:
+            self._script_wake.clear()
+            while (text := self._script.next_send()) is not None:
+                await self._line.type(text)
+            if self._script.finished:
+                self._line.close()
+                return
+            await self._script_wake.wait()
+
+    async def _read_keys(self) -> None:
+        while data := await _read(self._stdin):
+            data, help_wanted, leave = self._escape.feed(data)
+            if help_wanted:
+                self._say("^] q leaves, ^] ^] sends ^]")
+            if leave:
+                return
+            await self._line.type(data)
+
+    async def _read_pipe(self) -> None:
+        while data := await _read(self._stdin):
+            await self._online.wait()
+            await self._line.type(data.replace(b"\n", b"\r"))
 
     async def _leave_when_idle(self) -> None:
         """Pipes: stdin has ended, but the answer to its last line may still come."""
@@ -347,7 +270,7 @@ class Sol:
         while left > 0:
             await asyncio.sleep(left)
             left = max(self._heard_at, ended_at) + self._options.idle - loop.time()
-        self._leave()
+        self._line.close()
 
     # Output.
 

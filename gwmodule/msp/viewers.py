@@ -1,12 +1,7 @@
-"""One browser's WebSocket <-> one viewer of a console: subprotocol `gwmodule.console.1`.
+"""One viewer's WebSocket <-> one viewer of a console, in the words of `console_protocol`.
 
-    browser  {"type": "attach", "console", "seat", "offset", "mark"}     first, and once
-             binary: keys      {"type": "ack", "offset"}   {"type": "ping", "id"}
-             {"type": "takeover"}   {"type": "hangup"}
-    service  {"type": "attached", "console", "seat", "offset", "mark", "lost"}   first
-             binary: the log from `offset` on      {"type": "mark", "number", "offset", ...}
-             {"type": "status", "state", ...}      {"type": "pong", "id", "gateway", "device"}
-             {"type": "readonly"}: keys came, but somebody else has the seat
+    browser, sol  Attach, and once; then keys, Ack, Ping, TakeOver, HangUp
+    service       Attached; then the log from its offset on, Marked, StatusTold, Pong, ReadOnly
 
 An `ack` says what the terminal has shown, not what arrived: it is the credit, because a browser
 takes from its socket without end. One whose socket takes nothing is cut off without a word, which
@@ -18,58 +13,35 @@ from __future__ import annotations
 import asyncio
 import datetime
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias, assert_never
+from typing import assert_never
 
-import msgspec
 from aiohttp import WSMsgType, web
 
 from gwmodule.errors import Code, GatewayError
+from gwmodule.msp.console_protocol import (
+    Ack,
+    Attach,
+    Attached,
+    FromService,
+    FromViewer,
+    HangUp,
+    Marked,
+    NotOurs,
+    Ping,
+    Pong,
+    ReadOnly,
+    StatusTold,
+    TakeOver,
+    encode,
+    from_viewer,
+)
 from gwmodule.msp.consoles import ConsoleEnded, ConsoleRefused, Place, Status, Viewer
 from gwmodule.msp.sol_log import Mark
 from gwmodule.msp.subprotocol import close_code, close_reason, first_leaf
 
-CONSOLE_SUBPROTOCOL = "gwmodule.console.1"
 # A paste; larger ones come in pieces.
 MAX_BROWSER_MESSAGE = 64 * 1024
 ATTACH_TIMEOUT = 10.0
-MAX_OFFSET = 2**53 - 1
-
-
-class _Message(msgspec.Struct, tag_field="type", forbid_unknown_fields=True):
-    pass
-
-
-class Attach(_Message, tag="attach"):
-    console: str = ""
-    seat: str = ""
-    offset: int = 0
-    mark: int = 0
-
-    def __post_init__(self) -> None:
-        if not all(0 <= number <= MAX_OFFSET for number in (self.offset, self.mark)):
-            raise ValueError("offset and mark are numbers from 0 to 2^53 - 1")
-        if not all(text.isascii() and len(text) <= 64 for text in (self.console, self.seat)):
-            raise ValueError("console and seat are what the service said")
-
-
-class Ack(_Message, tag="ack"):
-    offset: int
-
-
-class Ping(_Message, tag="ping"):
-    id: int
-
-
-class TakeOver(_Message, tag="takeover"):
-    pass
-
-
-class HangUp(_Message, tag="hangup"):
-    pass
-
-
-FromBrowser: TypeAlias = Attach | Ack | Ping | TakeOver | HangUp
-_DECODER: msgspec.json.Decoder[FromBrowser] = msgspec.json.Decoder(FromBrowser)
 
 
 class _Left(Exception):
@@ -93,17 +65,15 @@ class ViewerSocket:
         self._transport = transport
         self._stall = stall
 
-    async def run(
-        self,
-        attach: Callable[[Place], Awaitable[Viewer]],
-        detach: Callable[[Viewer], None],
-    ) -> None:
+    async def run(self, attach: Callable[[Place], Awaitable[Viewer]]) -> None:
         """Never raises what the browser did."""
         viewer: Viewer | None = None
         code, reason = Code.OK, ""
         try:
             viewer = await attach(await self._place())
-            await self._welcome(viewer)
+            await self._say(
+                Attached(viewer.console, viewer.seat, viewer.offset, viewer.mark, viewer.lost)
+            )
             async with asyncio.TaskGroup() as group:
                 receive = group.create_task(self._receive(viewer), name="viewer receives")
                 try:
@@ -122,7 +92,7 @@ class ViewerSocket:
             pass
         finally:
             if viewer is not None:
-                detach(viewer)
+                viewer.detach()
         # Not waiting for what comes before the close frame: a browser that takes nothing keeps its
         # connection as long as it might with a message, and nobody with it.
         self._abort_later()
@@ -139,16 +109,13 @@ class ViewerSocket:
             raise ConsoleRefused(Code.TIMEOUT, text) from exc
         if not isinstance(message, Attach):
             raise ConsoleRefused(Code.PROTOCOL_ERROR, "the first message must be attach")
-        return Place(message.console, message.seat, message.offset, message.mark)
-
-    async def _welcome(self, viewer: Viewer) -> None:
-        await self._say(
-            "attached",
-            console=viewer.console,
-            seat=viewer.seat,
-            offset=viewer.offset,
-            mark=viewer.mark,
-            lost=viewer.lost,
+        return Place(
+            message.console,
+            message.seat,
+            message.offset,
+            message.mark,
+            message.want,
+            message.tail,
         )
 
     async def _send(self, viewer: Viewer) -> None:
@@ -158,24 +125,20 @@ class ViewerSocket:
                     await self._give(data)
                 case Mark() as mark:
                     await self._say(
-                        "mark",
-                        number=mark.number,
-                        offset=mark.offset,
-                        at=_time(mark.at),
-                        text=mark.text,
-                        gap=mark.gap,
+                        Marked(mark.number, mark.offset, _time(mark.at), mark.text, mark.gap)
                     )
                 case Status() as status:
                     await self._say(
-                        "status",
-                        state=status.state.value,
-                        reason=status.reason,
-                        stream=status.stream,
-                        writer=status.writer,
-                        seat=viewer.seat,
-                        holder=status.holder,
-                        since=_time(status.since) if status.holder else None,
-                        viewers=status.viewers,
+                        StatusTold(
+                            state=status.state,
+                            reason=status.reason,
+                            stream=status.stream,
+                            writer=status.writer,
+                            seat=viewer.seat,
+                            holder=status.holder,
+                            since=_time(status.since) if status.holder else None,
+                            viewers=status.viewers,
+                        )
                     )
                 case other:
                     assert_never(other)
@@ -185,12 +148,11 @@ class ViewerSocket:
             match await self._message():
                 case bytes() as keys:
                     if not await viewer.type(keys):
-                        await self._say("readonly")
+                        await self._say(ReadOnly())
                 case Ack(offset):
                     viewer.acknowledge(offset)
                 case Ping(number):
-                    gateway, device = viewer.latency()
-                    await self._say("pong", id=number, gateway=gateway, device=device)
+                    await self._say(Pong(number, *viewer.latency()))
                 case TakeOver():
                     await viewer.take_over()
                 case HangUp():
@@ -200,7 +162,7 @@ class ViewerSocket:
                 case other:
                     assert_never(other)
 
-    async def _message(self) -> FromBrowser | bytes:
+    async def _message(self) -> FromViewer | bytes:
         message = await self._websocket.receive()
         match message.type:
             case WSMsgType.BINARY:
@@ -208,14 +170,14 @@ class ViewerSocket:
                 return data
             case WSMsgType.TEXT:
                 try:
-                    return _DECODER.decode(message.data)
-                except (msgspec.MsgspecError, RecursionError) as exc:
-                    raise ConsoleRefused(Code.PROTOCOL_ERROR, str(exc)[:100]) from exc
+                    return from_viewer(message.data)
+                except NotOurs as exc:
+                    raise ConsoleRefused(Code.PROTOCOL_ERROR, str(exc)) from exc
             case _:
                 raise _Left
 
-    async def _say(self, kind: str, **fields: object) -> None:
-        await self._give(msgspec.json.encode({"type": kind} | fields).decode())
+    async def _say(self, message: FromService) -> None:
+        await self._give(encode(message))
 
     async def _give(self, message: bytes | str) -> None:
         if self._websocket.closed:

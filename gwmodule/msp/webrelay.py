@@ -27,6 +27,8 @@ FIRST_WAIT = 0.25
 TLS_HANDSHAKE = b"\x16"  # RFC 8446 section 5.1
 # How long a device may go on sending after its tool has left in order.
 LINGER = 2.0
+# A tool that does not even take its end in that time loses its connection.
+CLOSE_TIMEOUT = 2.0
 
 
 @dataclass(slots=True)
@@ -51,8 +53,14 @@ class _ToolLeft(Exception):
 class WebRelay:
     """Relays one stream; `run` returns when it is over and never raises what the peers did."""
 
-    def __init__(self, websocket: web.WebSocketResponse, mode: str = "") -> None:
+    def __init__(
+        self,
+        websocket: web.WebSocketResponse,
+        transport: asyncio.Transport | None,
+        mode: str = "",
+    ) -> None:
         self._websocket = websocket
+        self._transport = transport
         self._mode = mode
         self._half_close = websocket.ws_protocol == SUBPROTOCOL
         self._tool_ended = asyncio.Event()
@@ -79,15 +87,26 @@ class WebRelay:
             if stream is not None:
                 reason = ending.reason or "the technician's tool went away"
                 stream.reset(ending.code or Code.CANCELLED, reason)
-        await self._websocket.close(
-            code=close_code(ending.code), message=close_reason(ending.reason)
-        )
+        await self._close(ending.code, ending.reason)
         return ending
 
     async def close(self, code: Code, reason: str) -> None:
         """End it from our side; who asks afterwards is told this reason, not what followed."""
         self._closed = code, reason
-        await self._websocket.close(code=close_code(code), message=close_reason(reason))
+        await self._close(code, reason)
+
+    async def _close(self, code: Code, reason: str) -> None:
+        # Not asyncio.timeout: both directions may wait for the same drain, and aiohttp gives a
+        # cancelled one to whoever waits next.
+        abort = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self._abort)
+        try:
+            await self._websocket.close(code=close_code(code), message=close_reason(reason))
+        finally:
+            abort.cancel()
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
 
     async def _first_chunks(self) -> list[bytes]:
         """What the tool says within FIRST_WAIT, at most until the session's kind is known."""

@@ -2,11 +2,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 
 from gwmodule.errors import ChannelReset, Code
 from gwmodule.msp import consoles as module
+from gwmodule.msp import sol as sol_module
+from gwmodule.msp.console_protocol import State, Want
 from gwmodule.msp.consoles import (
     ConsoleEnded,
     ConsoleRefused,
@@ -14,7 +17,6 @@ from gwmodule.msp.consoles import (
     ConsoleSettings,
     Line,
     Place,
-    State,
     Status,
     Viewer,
 )
@@ -101,7 +103,13 @@ class Desk:
         return self.streams[-1]
 
     async def attach(
-        self, name: str = "ann", place: Place | None = None, *, may_type: bool = True
+        self,
+        name: str = "ann",
+        place: Place | None = None,
+        *,
+        may_type: bool = True,
+        tenant: str = "default",
+        device: UUID = PC,
     ) -> Browser:
         async def find_line() -> Line:
             return Line("home1", IP, MAC, PC, SolLogin("admin", self.password))
@@ -111,14 +119,11 @@ class Desk:
             self.details.append(detail)
 
         viewer = await self.consoles.attach(
-            "default", PC, name, place or Place(), find_line, audit, may_type=may_type
+            tenant, device, name, place or Place(), find_line, audit, may_type=may_type
         )
         browser = Browser(viewer)
         self.tasks.create_task(browser.run())
         return browser
-
-    def detach(self, browser: Browser) -> None:
-        self.consoles.detach("default", PC, browser.viewer)
 
 
 @asynccontextmanager
@@ -145,7 +150,7 @@ async def desk() -> AsyncIterator[Desk]:
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REOPEN_DELAYS", (0.05,))
+    monkeypatch.setattr(sol_module, "REOPEN_DELAYS", (0.05,))
     monkeypatch.setattr(module, "LINGER", 0.2)
 
 
@@ -207,7 +212,7 @@ async def test_a_browser_that_drops_goes_on_at_its_offset_in_its_seat(desk: Desk
     browser = await desk.attach()
     await browser.see(b"login: ")
     place = browser.place
-    desk.detach(browser)
+    browser.viewer.detach()
     other = await desk.attach("bob")
     await other.see(b"login: ")
     assert not await other.viewer.type(b"x")
@@ -228,7 +233,7 @@ async def test_a_browser_that_attaches_again_replaces_its_dead_socket(desk: Desk
     await browser.wait(lambda: browser.ended)
     assert browser.ended is not None
     assert browser.ended.code is Code.REPLACED
-    desk.detach(browser)
+    browser.viewer.detach()
     assert await again.viewer.type(b"x")
 
 
@@ -241,7 +246,7 @@ async def test_a_seat_is_not_for_somebody_else_who_learned_its_key(desk: Desk) -
 async def test_without_viewers_the_session_ends_after_a_while(desk: Desk) -> None:
     browser = await desk.attach()
     await browser.see(b"login: ")
-    desk.detach(browser)
+    browser.viewer.detach()
     async with asyncio.timeout(5):
         while len(desk.consoles):
             await asyncio.sleep(0.05)
@@ -356,7 +361,7 @@ async def test_a_watcher_that_falls_behind_is_dropped_and_the_holder_is_not() ->
         await watcher.wait(lambda: watcher.ended)
         assert watcher.ended is not None
         assert watcher.ended.code is Code.LIMIT
-        desk.detach(watcher)
+        watcher.viewer.detach()
         await holder.wait(lambda: len(holder.data) > 200 * 60)
         assert holder.ended is None
 
@@ -382,9 +387,147 @@ async def test_consoles_and_viewers_are_bounded() -> None:
         with pytest.raises(ConsoleRefused, match="consoles are open"):
             await desk.attach()
     async with desk_with(ConsoleSettings(viewers=1)) as desk:
-        await desk.attach()
+        first = await desk.attach()
         with pytest.raises(ConsoleRefused, match="look at this console"):
             await desk.attach("bob")
+        # Its own dead connection is in nobody's way.
+        await desk.attach("ann", first.place)
+
+
+async def test_one_tenant_leaves_consoles_to_the_others() -> None:
+    async with desk_with(ConsoleSettings(consoles=8)) as desk:
+        done = asyncio.Event()
+
+        async def wait(*_: object) -> None:
+            await done.wait()
+            raise ChannelReset(Code.UNREACHABLE, "not now")
+
+        async def fill(tenant: str) -> int:
+            for opened in range(9):
+                try:
+                    await desk.attach(tenant=tenant, device=uuid4())
+                except ConsoleRefused:
+                    return opened
+            return 9
+
+        desk.session.open = wait
+        assert [await fill(tenant) for tenant in ("a", "b", "c")] == [4, 2, 1]
+        # Who has none finds room, and who has one open comes back to it.
+        await desk.attach(tenant="d", device=PC)
+        await desk.attach(tenant="d", device=PC)
+        done.set()
+
+
+async def unreachable(*_: object) -> None:
+    raise ChannelReset(Code.UNREACHABLE, "not now")
+
+
+async def test_who_attaches_to_a_console_that_ends_gets_the_next_one(desk: Desk) -> None:
+    first = await desk.attach("ann")
+    await first.see(b"login: ")
+    await first.viewer.hang_up()
+    second = await desk.attach("bob")
+    assert second.viewer.console != first.viewer.console
+    await second.see(b"login: ")
+    assert await second.viewer.type(b"bob\r")
+    await second.see(b"Hello, bob.")
+
+
+async def test_a_seat_is_taken_over_while_the_link_is_down(desk: Desk) -> None:
+    first, second = await desk.attach("ann"), await desk.attach("bob")
+    await first.see(b"login: ")
+    reachable, desk.session.open = desk.session.open, unreachable
+    desk.streams[0].cut(Code.SESSION_LOST, "the gateway restarted")
+    await second.wait(lambda: second.status and second.status.state is State.LOST)
+    await second.viewer.take_over()
+    desk.session.open = reachable
+    await second.wait(lambda: "opened again" in second.marks)
+    assert await second.viewer.type(b"bob\r")
+    await first.see(b"Hello, bob.")
+    assert not await first.viewer.type(b"x")
+
+
+async def test_of_two_takeovers_at_once_one_has_the_seat(desk: Desk) -> None:
+    await desk.attach("ann")
+    bob, eve = await desk.attach("bob"), await desk.attach("eve")
+    await asyncio.gather(bob.viewer.take_over(), eve.viewer.take_over())
+    await bob.wait(lambda: bob.status and bob.status.holder == "eve")
+    assert [await each.viewer.type(b"x") for each in (bob, eve)] == [False, True]
+    assert bob.viewer.seat == ""
+
+
+async def test_a_watcher_neither_opens_a_console_nor_takes_a_free_seat(desk: Desk) -> None:
+    with pytest.raises(ConsoleRefused, match="nobody has this console open"):
+        await desk.attach("bob", Place(want=Want.WATCH))
+    first = await desk.attach("ann")
+    watcher = await desk.attach("bob", Place(want=Want.WATCH))
+    first.viewer.detach()
+    await watcher.wait(lambda: watcher.status and watcher.status.holder == "")
+    again = await desk.attach("bob", Place(want=Want.WATCH))
+    assert again.viewer.seat == ""
+
+
+async def test_who_attaches_for_a_takeover_has_the_seat_at_once(desk: Desk) -> None:
+    first = await desk.attach("ann")
+    await first.see(b"login: ")
+    second = await desk.attach("bob", Place(want=Want.TAKEOVER))
+    assert await second.viewer.type(b"bob\r")
+    await first.see(b"Hello, bob.")
+    assert "bob took over from ann" in first.marks
+
+
+async def test_a_newcomer_sees_as_much_of_the_log_as_he_asks_for(desk: Desk) -> None:
+    first = await desk.attach("ann")
+    await first.see(b"login: ")
+    some = await desk.attach("bob", Place(tail=7))
+    none = await desk.attach("bob", Place(tail=0))
+    await some.see(b"login: ")
+    assert (some.data, some.viewer.lost) == (b"login: ", 0)
+    await first.viewer.type(b"root\r")
+    await none.see(b"Hello, root.")
+    assert first.data.endswith(none.data)
+    assert b"login: " not in none.data
+    assert none.marks == []
+
+
+async def test_a_viewer_whose_attachment_fails_leaves_no_seat_behind(desk: Desk) -> None:
+    async def find_line() -> Line:
+        return Line("home1", IP, MAC, PC, SolLogin("admin", PASSWORD))
+
+    async def audit(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        await desk.consoles.attach("default", PC, "ann", Place(), find_line, audit, may_type=True)
+    async with asyncio.timeout(5):
+        while desk.consoles.seat("default", PC) is not None:
+            await asyncio.sleep(0.05)
+
+
+async def test_nobody_opens_a_console_of_a_service_that_stops(desk: Desk) -> None:
+    browser = await desk.attach()
+    await browser.see(b"login: ")
+    desk.consoles.stop()
+    with pytest.raises(ConsoleRefused, match="the service stops") as caught:
+        await desk.attach("bob")
+    assert caught.value.code is Code.SHUTDOWN
+    await browser.wait(lambda: browser.ended)
+    assert browser.ended is not None
+    # A browser comes back after that, and not after an end that was meant.
+    assert browser.ended.code is Code.SHUTDOWN
+
+
+async def test_output_that_trickles_does_not_keep_a_browser_that_takes_nothing() -> None:
+    async with desk_with(SMALL) as desk:
+        browser = await desk.attach()
+        browser.reads = False
+        await browser.wait(lambda: browser.data)
+        console = next(iter(desk.consoles._open.values()))
+        async with asyncio.timeout(5):
+            while browser.ended is None:
+                console.sol_data(b".")
+                await asyncio.sleep(0.1)
+        assert browser.ended.code is Code.TIMEOUT
 
 
 async def test_at_the_service_s_end_every_browser_is_told() -> None:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gwmodule.errors import Code
-from gwmodule.msp.sol import SolFailed, SolLogin, SolLost, SolSession
+from gwmodule.msp.sol import REOPEN_LIMIT, Retries, SolFailed, SolLogin, SolLost, SolSession
 from gwmodule.sim.device import ANY_PORTS, SimulatedDevice
 from gwmodule.sim.machine import Machine
 from tests.msp.conftest import PC
@@ -47,7 +47,7 @@ class Owner:
     async def sol_room(self) -> None:
         await self.room.wait()
 
-    def sol_said(self, text: str) -> None:
+    def sol_said(self, text: str, *, gap: bool = False) -> None:
         self.said.append(text)
 
     async def see(self, text: bytes) -> None:
@@ -136,3 +136,22 @@ async def test_an_owner_without_room_holds_the_device_back(device: SimulatedDevi
         owner.room.set()
         await owner.see(b"abc")
         session.close()
+
+
+def test_a_line_that_was_open_is_tried_again_for_a_while() -> None:
+    retries = Retries()
+    with pytest.raises(SolFailed, match="the gateway is away"):
+        retries.failed(SolLost("the gateway is away"), 0.0)
+    for start in (1000.0, 2000.0):
+        retries.succeeded()
+        assert retries.failed(SolLost("lost"), start)
+        assert not retries.failed(SolLost("away"), start + REOPEN_LIMIT)
+        with pytest.raises(SolFailed, match="away; gave up after 300 s"):
+            retries.failed(SolLost("away"), start + REOPEN_LIMIT + 1)
+
+
+async def test_the_next_attempt_does_not_keep_who_leaves_waiting() -> None:
+    stop = asyncio.Event()
+    stop.set()
+    async with asyncio.timeout(0.4):
+        await Retries().wait(stop)

@@ -12,10 +12,10 @@ import pytest
 
 from gwmodule.errors import ChannelReset, Code, GatewayError, TlsPinMismatch
 from gwmodule.msp import sol as sol_module
-from gwmodule.msp import terminal
 from gwmodule.msp.client import ApiClient, ApiRefused
-from gwmodule.msp.sol import SolFailed
-from gwmodule.msp.terminal import EscapeKeys, Script, Sol, SolOptions, Step
+from gwmodule.msp.lines import Line, OwnSession
+from gwmodule.msp.sol import SolFailed, SolLogin
+from gwmodule.msp.terminal import EscapeKeys, Script, Step, Terminal, TerminalOptions
 from gwmodule.sim.device import ANY_PORTS, SimulatedDevice
 from gwmodule.sim.machine import Machine
 from gwmodule.wire.frames import Priority
@@ -106,20 +106,36 @@ def window() -> Iterator[Pipes]:
     os.close(master)
 
 
-def sol(client: ApiClient, pipes: Pipes, *steps: Step, **changes: Any) -> Sol:
+def sol(
+    client: ApiClient,
+    pipes: Pipes,
+    *steps: Step,
+    guid: str = str(PC),
+    password: str = PASSWORD,
+    pin: bytes | None = None,
+    takeover: bool = False,
+    **changes: Any,
+) -> Terminal:
+    login = {"credential": {"username": "admin", "password": password}}
+    line = OwnSession(client, guid, SolLogin("admin", password, pin=pin), takeover=takeover)
     arguments: dict[str, Any] = {
-        "guid": str(PC),
-        "username": "admin",
-        "password": PASSWORD,
-        "steps": steps,
-        "timeout": 15,
-        "idle": 0.2,
-    }
-    options = SolOptions(**(arguments | changes))
-    return Sol(client, options, stdin=pipes.stdin, stdout=pipes.stdout, notice=pipes.notices.append)
+        "guid": guid, "steps": steps, "timeout": 15, "idle": 0.2, "login": login,
+    }  # fmt: skip
+    return terminal(client, line, pipes, **(arguments | changes))
 
 
-async def failure(session: Sol) -> str:
+def terminal(client: ApiClient, line: Line, pipes: Pipes, **options: Any) -> Terminal:
+    return Terminal(
+        client,
+        line,
+        TerminalOptions(**options),
+        stdin=pipes.stdin,
+        stdout=pipes.stdout,
+        notice=pipes.notices.append,
+    )
+
+
+async def failure(session: Terminal) -> str:
     with pytest.raises(SolFailed) as caught:
         await session.run()
     return str(caught.value)
@@ -195,14 +211,14 @@ async def test_a_wrong_password_is_refused_in_words(
         await sol(service.client, pipes, ("expect", "x"), password="wrong").run()
 
 
-async def test_a_second_session_is_told_that_the_device_is_busy(
+async def test_a_second_session_is_told_who_has_the_line(
     service: Service, device: Device, pipes: Pipes
 ) -> None:
     async with asyncio.TaskGroup() as group:
         first = group.create_task(sol(service.client, pipes, ("expect", "never")).run())
         await until(lambda: "connected" in said(pipes))
         other = Pipes(pipes.stdin, pipes.stdout, -1, -1)
-        with pytest.raises(SolFailed, match="busy"):
+        with pytest.raises(ChannelReset, match=r"busy: held by \S+ since 2027-"):
             await sol(service.client, other, ("expect", "x")).run()
         first.cancel()
 
@@ -228,7 +244,7 @@ async def test_a_takeover_ends_the_first_session_which_does_not_come_back(
 async def test_a_lost_stream_is_opened_again_by_itself(
     service: Service, device: Device, pipes: Pipes, monkeypatch: pytest.MonkeyPatch, code: Code
 ) -> None:
-    monkeypatch.setattr(terminal, "REOPEN_DELAYS", (0.05,))
+    monkeypatch.setattr(sol_module, "REOPEN_DELAYS", (0.05,))
     async with asyncio.TaskGroup() as group:
         task = group.create_task(sol(service.client, pipes).run())
         await until(lambda: "connected" in said(pipes))
@@ -245,8 +261,8 @@ async def test_a_lost_stream_is_opened_again_by_itself(
 async def test_a_gateway_that_is_away_is_waited_for_once_the_session_was_open(
     service: Service, device: Device, pipes: Pipes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(terminal, "REOPEN_DELAYS", (0.05,))
-    monkeypatch.setattr(terminal, "REOPEN_LIMIT", 0.3)
+    monkeypatch.setattr(sol_module, "REOPEN_DELAYS", (0.05,))
+    monkeypatch.setattr(sol_module, "REOPEN_LIMIT", 0.3)
     async with asyncio.TaskGroup() as group:
         task = group.create_task(failure(sol(service.client, pipes, ("expect", "never"))))
         await until(lambda: "connected" in said(pipes))
@@ -273,9 +289,9 @@ async def test_a_policy_refusal_is_final(service: Service, pipes: Pipes) -> None
 
 
 async def test_an_unknown_device_is_an_error(service: Service, pipes: Pipes) -> None:
-    options = {"guid": "00112233-4455-6677-8899-aabbccddeeff"}
+    other = "00112233-4455-6677-8899-aabbccddeeff"
     with pytest.raises(ApiRefused, match="no device"):
-        await sol(service.client, pipes, ("expect", "x"), **options).run()
+        await sol(service.client, pipes, ("expect", "x"), guid=other).run()
 
 
 async def test_a_device_that_ends_the_session_is_an_error(

@@ -11,9 +11,10 @@ from aiohttp import WSMsgType, test_utils, web
 
 from gwmodule.errors import Code
 from gwmodule.msp import viewers
+from gwmodule.msp.console_protocol import CONSOLE_SUBPROTOCOL
 from gwmodule.msp.consoles import ConsoleSettings, Place
 from gwmodule.msp.subprotocol import CLOSE_BASE, CLOSE_NORMAL
-from gwmodule.msp.viewers import CONSOLE_SUBPROTOCOL, MAX_BROWSER_MESSAGE, ViewerSocket
+from gwmodule.msp.viewers import MAX_BROWSER_MESSAGE, ViewerSocket
 from tests.msp.conftest import PC
 from tests.msp.test_consoles import Browser, Desk, _hurry, desk, desk_with  # noqa: F401 - fixtures
 
@@ -43,11 +44,8 @@ async def serving(desk: Desk) -> AsyncIterator[test_utils.TestClient[Any, Any]]:
             # The socket is the one who reads.
             return browser.viewer
 
-        def detach(viewer: Any) -> None:
-            desk.consoles.detach("default", PC, viewer)
-
         stall = desk.consoles.settings.stall
-        await ViewerSocket(websocket, request.transport, stall).run(attach, detach)
+        await ViewerSocket(websocket, request.transport, stall).run(attach)
         return websocket
 
     application = web.Application()
@@ -161,7 +159,10 @@ GARBAGE = [
     '{"type":"attach","offset":-1}',
     '{"type":"attach","offset":1e300}',
     '{"type":"attach","seat":"\\u00e9"}',
+    '{"type":"attach","seat":"a b"}',
     '{"type":"attach","surprise":1}',
+    '{"type":"attach","want":"everything"}',
+    '{"type":"attach","tail":-1}',
     '{"type":"nothing"}',
     '{"type":"ping","id":1}',
 ]

@@ -14,8 +14,9 @@ from gwmodule.msp.accounts import Role
 from gwmodule.msp.api.asking import Asked, device_of
 from gwmodule.msp.api.auth import Authenticator
 from gwmodule.msp.api.calls import Calls
-from gwmodule.msp.api.streams import SOL, OpenStream, OpenStreams, open_websocket
+from gwmodule.msp.api.streams import SOL, OpenStream, OpenStreams, busy, open_websocket
 from gwmodule.msp.api.tokens import SpentTokens
+from gwmodule.msp.console_protocol import CONSOLE_SUBPROTOCOL, Want
 from gwmodule.msp.consoles import ConsoleRefused, Consoles, Line, Place, Viewer
 from gwmodule.msp.database import RegistryError
 from gwmodule.msp.records import NO_PIN
@@ -23,7 +24,7 @@ from gwmodule.msp.registry import Registry
 from gwmodule.msp.sol import SolLogin, SolLost
 from gwmodule.msp.subprotocol import CLOSE_BASE, close_reason
 from gwmodule.msp.vault import Vault
-from gwmodule.msp.viewers import CONSOLE_SUBPROTOCOL, ViewerSocket
+from gwmodule.msp.viewers import ViewerSocket
 
 
 class ConsoleRoutes:
@@ -64,6 +65,8 @@ class ConsoleRoutes:
             )
 
         async def attach(place: Place) -> Viewer:
+            if may_type and place.want is not Want.WATCH:
+                await self._free_line(asked, uuid, takeover=place.want is Want.TAKEOVER)
             return await self._consoles.attach(
                 tenant, uuid, asked.actor, place, find_line, audit, may_type=may_type
             )
@@ -73,18 +76,25 @@ class ConsoleRoutes:
 
         async def close(code: Code, reason: str) -> None:
             # A browser alone would be back at once.
-            self._consoles.end(tenant, uuid, reason)
+            await self._consoles.end(tenant, uuid, reason)
             await leave(code, reason)
-
-        def detach(viewer: Viewer) -> None:
-            self._consoles.detach(tenant, uuid, viewer)
 
         stream = OpenStream(tenant, uuid, SOL, asked.actor, close, since=self._clock(), viewer=True)
         transport, stall = asked.http.transport, self._consoles.settings.stall
         async with self._authenticator.watched(asked, leave):
             with self._streams.held(stream):
-                await ViewerSocket(websocket, transport, stall).run(attach, detach)
+                await ViewerSocket(websocket, transport, stall).run(attach)
         return websocket
+
+    async def _free_line(self, asked: Asked, uuid: UUID, *, takeover: bool) -> None:
+        """Before a console is opened: ConsoleRefused where a raw stream has the line."""
+        if self._consoles.is_open(asked.tenant, uuid):
+            return
+        lines = self._streams.lines(asked.tenant, uuid)
+        if takeover:
+            await self._streams.close(lines, Code.CANCELLED, f"taken over by {asked.actor}")
+        elif lines:
+            raise ConsoleRefused(Code.DEVICE_REFUSED, busy(lines[0].holder, lines[0].since))
 
     async def _line(self, tenant: str, uuid: UUID) -> Line:
         """As things are now: a device may have moved since its console was opened."""

@@ -584,6 +584,7 @@ class RelayQuery(Request, rename=None):
     mode: Annotated[str, Meta(max_length=16)] = ""
     hold: Literal["0", "1"] = "0"
     takeover: Literal["0", "1"] = "0"
+    tool: Annotated[str, Meta(max_length=32)] = ""
 
 
 # The service.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +38,8 @@ SOL = "sol"
 class OpenStream:
     """`close(code, reason)` ends it; `kind` is sol, kvm, ider or empty; `since` in unix seconds.
 
-    A console's `viewer` does not hold its line: who has the seat does (msp.consoles).
+    A console's `viewer` does not hold its line: who has the seat does (msp.consoles). A `tool` that
+    comes back after its connection was lost says the same as before.
     """
 
     tenant: str
@@ -48,6 +49,7 @@ class OpenStream:
     close: Callable[[Code, str], Awaitable[object]]
     since: float
     viewer: bool = False
+    tool: str = ""
 
 
 class OpenStreams:
@@ -70,9 +72,25 @@ class OpenStreams:
     def to(self, tenant: str, uuid: UUID) -> list[OpenStream]:
         return [s for s in self._open if s.tenant == tenant and s.uuid == uuid]
 
+    def lines(self, tenant: str, uuid: UUID) -> list[OpenStream]:
+        """Who has the device's serial line, other than a console."""
+        return [s for s in self.to(tenant, uuid) if s.kind == SOL and not s.viewer]
+
+    async def close(self, streams: Iterable[OpenStream], code: Code, reason: str) -> None:
+        async with asyncio.TaskGroup() as group:
+            for stream in streams:
+                group.create_task(_close(stream, code, reason), name="close a stream")
+
     async def close_all(self, code: Code, reason: str) -> None:
-        for stream in list(self._open):
-            await stream.close(code, reason)
+        await self.close(self._open, code, reason)
+
+
+async def _close(stream: OpenStream, code: Code, reason: str) -> None:
+    await stream.close(code, reason)
+
+
+def busy(holder: str, since: float) -> str:
+    return f"busy: held by {holder} since {time_text(since)}"
 
 
 async def open_websocket(
@@ -134,11 +152,17 @@ class Streams:
             device.address, query.port, device.mac, device.uuid, hold=query.hold == "1"
         )
         websocket = await open_websocket(asked, self._spent, self._clock())
-        relay = WebRelay(websocket, query.mode)
+        relay = WebRelay(websocket, asked.http.transport, query.mode)
         await self._record(asked, "stream.open", device, target, None)
         ending = Ending(Code.CANCELLED, "broken off")
         stream = OpenStream(
-            asked.tenant, device.uuid, query.mode, asked.actor, relay.close, self._clock()
+            asked.tenant,
+            device.uuid,
+            query.mode,
+            asked.actor,
+            relay.close,
+            self._clock(),
+            tool=query.tool,
         )
         try:
             async with self._authenticator.watched(asked, relay.close):
@@ -153,34 +177,29 @@ class Streams:
         return websocket
 
     async def _line_kept(self, asked: Asked, device: Device) -> str:
-        """Why this stream cannot have the serial line it is for; empty when it can.
-
-        The caller's own stream is not in the way: the connection that it came by may be lost
-        without our knowing. The device, which has one line, refuses if that stream lives.
-        """
+        """Why this stream cannot have the serial line it is for; empty when it can."""
         query: RelayQuery = asked.query
         if query.mode != SOL:
             return ""
-        streams = [
-            other
-            for other in self._streams.to(asked.tenant, device.uuid)
-            if other.kind == SOL and not other.viewer
-        ]
+        tenant, uuid = asked.tenant, device.uuid
+        lines = self._streams.lines(tenant, uuid)
         if query.takeover == "1":
             reason = f"taken over by {asked.actor}"
             # Of one that does not even take its end, the device will say that it is busy.
             with suppress(TimeoutError):
                 async with asyncio.timeout(TAKEOVER_TIMEOUT):
-                    await self._consoles.take(asked.tenant, device.uuid, reason)
-                    for other in streams:
-                        await other.close(Code.CANCELLED, reason)
+                    await self._consoles.end(tenant, uuid, reason)
+                    await self._streams.close(lines, Code.CANCELLED, reason)
             return ""
-        held = [(other.holder, other.since) for other in streams]
-        if (seat := self._consoles.seat(asked.tenant, device.uuid)) is not None:
-            held.append((seat.name, seat.since))
-        for holder, since in held:
-            if holder != asked.actor:
-                return f"busy: held by {holder} since {time_text(since)}"
+        if (seat := self._consoles.seat(tenant, uuid)) is not None:
+            return busy(seat.name, seat.since)
+        own = [s for s in lines if s.holder == asked.actor and s.tool == query.tool]
+        if other := next((s for s in lines if s not in own), None):
+            return busy(other.holder, other.since)
+        # A connection that was lost without our knowing left it behind. Of a tool that does not say
+        # who it is, the device knows whether it lives.
+        if query.tool:
+            await self._streams.close(own, Code.REPLACED, "this tool opened its stream again")
         return ""
 
     async def _record(

@@ -214,10 +214,15 @@ async def login_or_stored(
     options: argparse.Namespace, client: ApiClient, guid: str
 ) -> dict[str, Any]:
     """Nothing to send where the service has the login, and the technician gives no other."""
-    gives = options.password_file or "AMT_PASSWORD" in os.environ
-    if gives or options.user or options.challenge or not await _is_stored(client, guid):
+    if options.challenge or await gives_login(options, client, guid):
         return login_of(options)
     return {}
+
+
+async def gives_login(options: argparse.Namespace, client: ApiClient, guid: str) -> bool:
+    """Whether the technician gives the device's login himself, or must: none is stored."""
+    gives = options.password_file or "AMT_PASSWORD" in os.environ or options.user
+    return bool(gives) or not await _is_stored(client, guid)
 
 
 async def _is_stored(client: ApiClient, guid: str) -> bool:

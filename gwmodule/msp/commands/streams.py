@@ -13,8 +13,10 @@ from gwmodule.msp.commands.calls import BOOT_DEVICES
 from gwmodule.msp.commands.common import (
     OK,
     Command,
+    UsageError,
     add_login,
     amt_password,
+    gives_login,
     listen_address,
     online,
     port_number,
@@ -23,8 +25,11 @@ from gwmodule.msp.commands.common import (
     user_of,
 )
 from gwmodule.msp.commands.output import notice, print_json
+from gwmodule.msp.console_protocol import Want
 from gwmodule.msp.forward import Forward
-from gwmodule.msp.terminal import Sol, SolOptions, Step
+from gwmodule.msp.lines import TAIL, Attachment, Line, OwnSession
+from gwmodule.msp.sol import SolLogin
+from gwmodule.msp.terminal import Step, Terminal, TerminalOptions
 from gwmodule.telemetry import escape
 
 
@@ -65,8 +70,14 @@ def add(command: Command) -> None:
         action="store_true",
         help="no TLS even if the device has it, and a login without digest if it has no other",
     )
-    sol.add_argument(
-        "--takeover", action="store_true", help="end the stream or console that has the line"
+    claim = sol.add_mutually_exclusive_group()
+    claim.add_argument(
+        "--takeover", action="store_true", help="end whoever has the line, or take his seat"
+    )
+    claim.add_argument(
+        "--watch",
+        action="store_true",
+        help="only look at what somebody else has open at the service",
     )
     sol.add_argument("--no-hold", action="store_true", help="no heartbeats by the gateway")
 
@@ -93,31 +104,53 @@ class _StepAction(argparse.Action):
 
 
 async def _sol(options: argparse.Namespace, client: ApiClient) -> int:
-    device = await resolve(client, options.uuid)
-    pin = device["pin"] if not options.allow_clear_text else None
     steps: list[Step] = options.steps or []
+    if options.watch and (options.boot or any(kind == "send" for kind, _ in steps)):
+        raise UsageError("who watches neither types nor boots")
+    device = await resolve(client, options.uuid)
+    line, login = await _line(options, client, device)
     timeout = options.timeout if options.timeout or not steps else 60.0
-    sol = Sol(
+    terminal = Terminal(
         client,
-        SolOptions(
+        line,
+        TerminalOptions(
             guid=device["guid"],
-            username=user_of(options),
-            password=amt_password(options),
-            pin=bytes.fromhex(pin) if pin else None,
-            hold=not options.no_hold,
-            allow_clear_text=options.allow_clear_text,
             steps=steps,
             timeout=timeout,
             idle=options.idle,
             boot=options.boot or "",
-            takeover=options.takeover,
+            login=login,
+            types=not options.watch,
         ),
         stdin=sys.stdin.fileno(),
         stdout=sys.stdout.fileno(),
         notice=notice,
     )
-    await sol.run()
+    await terminal.run()
     return OK
+
+
+async def _line(
+    options: argparse.Namespace, client: ApiClient, device: Any
+) -> tuple[Line, dict[str, Any]]:
+    """The line, and the login for a boot: the service's, unless the technician gives his own."""
+    guid = device["guid"]
+    own = options.allow_clear_text or options.no_hold
+    if options.watch or not (own or await gives_login(options, client, guid)):
+        want = Want.WATCH if options.watch else Want.TAKEOVER if options.takeover else Want.SEAT
+        # What a script waits for, or what goes into a file, begins now.
+        tail = TAIL if sys.stdin.isatty() and not options.steps else 0
+        return Attachment(client, guid, want, tail=tail), {}
+    pin = device["pin"] if not options.allow_clear_text else None
+    login = SolLogin(
+        user_of(options),
+        amt_password(options),
+        pin=bytes.fromhex(pin) if pin else None,
+        allow_clear_text=options.allow_clear_text,
+    )
+    line = OwnSession(client, guid, login, hold=not options.no_hold, takeover=options.takeover)
+    credential = {"username": login.username, "password": login.password}
+    return line, {"credential": credential}
 
 
 async def _forward(options: argparse.Namespace, client: ApiClient) -> int:

@@ -9,8 +9,8 @@ import pytest
 from gwmodule.errors import Code
 from gwmodule.msp.accounts import Role
 from gwmodule.msp.api.tokens import REDIRECTION_LIFETIME
+from gwmodule.msp.console_protocol import CONSOLE_SUBPROTOCOL
 from gwmodule.msp.subprotocol import CLOSE_BASE
-from gwmodule.msp.viewers import CONSOLE_SUBPROTOCOL
 from gwmodule.sim.device import ANY_PORTS, SimulatedDevice
 from gwmodule.sim.machine import Machine
 from gwmodule.wire.frames import Priority
@@ -48,14 +48,14 @@ async def site(site: Site) -> AsyncIterator[Site]:
             stream.reset(Code.OK, "")
 
 
-async def attach(site: Site, role: Role) -> aiohttp.ClientWebSocketResponse:
+async def attach(site: Site, role: Role, want: str = "seat") -> aiohttp.ClientWebSocketResponse:
     path = f"/api/v1/authorize/redirection/{PC}"
     status, body = await site.request("GET", path, token=site.token(role))
     assert status == 200
     protocols = (CONSOLE_SUBPROTOCOL, body["token"])
     websocket = await site.http.ws_connect(site.url + SOL, protocols=protocols)
     assert websocket.protocol == CONSOLE_SUBPROTOCOL
-    await websocket.send_json({"type": "attach"})
+    await websocket.send_json({"type": "attach", "want": want})
     return websocket
 
 
@@ -222,3 +222,21 @@ async def test_the_seat_of_a_console_holds_the_line_and_can_be_taken_over(site: 
         async with asyncio.timeout(5):
             answer = await websocket.receive_bytes()
         assert answer[:2] == b"\x11\x00"
+
+
+async def test_a_console_waits_for_no_raw_stream_and_can_take_over_from_it(site: Site) -> None:
+    await store_login(site)
+    headers = {"Authorization": f"Bearer {site.token(Role.ADMIN)}"}
+    async with site.http.ws_connect(site.url + RELAY, headers=headers) as websocket:
+        await websocket.send_bytes(b"\x10\x00\x00\x00SOL ")
+        assert (await websocket.receive_bytes())[:2] == b"\x11\x00"
+        code, reason = await closed(await attach(site, Role.TECHNICIAN))
+        assert code == CLOSE_BASE + Code.DEVICE_REFUSED
+        assert reason.startswith("busy: held by admin@default since 2027-")
+        # A viewer ends nothing, whatever he asks for.
+        code, _ = await closed(await attach(site, Role.VIEWER, "takeover"))
+        assert code == CLOSE_BASE + Code.REFUSED_POLICY
+        console = await attach(site, Role.TECHNICIAN, "takeover")
+        await until(console, b"login: ")
+        assert (await closed(websocket))[1] == "taken over by technician@default"
+        await console.close()

@@ -1,9 +1,11 @@
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import aiohttp
 import pytest
 
 from gwmodule.errors import Code
+from gwmodule.msp import webrelay
 from gwmodule.msp.accounts import Role
 from gwmodule.msp.subprotocol import CLOSE_BASE, SUBPROTOCOL
 from tests.msp.api.conftest import Site
@@ -169,6 +171,39 @@ async def test_a_takeover_ends_the_other_and_says_whose_doing_it_is(site: Site) 
     after.incoming.put_nowait(b"hello")
     assert await second.receive_bytes() == b"hello"
     await second.close()
+
+
+async def test_a_tool_that_comes_back_ends_what_it_left_behind(site: Site) -> None:
+    ghost = await opened(site, Role.TECHNICIAN, "&tool=one")
+    before = await site.service.session.streams.get()
+    again = await opened(site, Role.TECHNICIAN, "&tool=one")
+    await site.service.session.streams.get()
+    assert before.reset_with == (Code.REPLACED, "this tool opened its stream again")
+    # His other window is somebody else.
+    other = await opened(site, Role.TECHNICIAN, "&tool=two")
+    assert str((await other.receive()).extra).startswith("busy: held by technician@default since ")
+    # And nobody becomes him by saying what his tool says.
+    thief = await opened(site, Role.ADMIN, "&tool=one")
+    assert str((await thief.receive()).extra).startswith("busy: held by technician@default since ")
+    for each in (ghost, again):
+        await each.close()
+
+
+async def test_a_takeover_does_not_wait_for_who_takes_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webrelay, "CLOSE_TIMEOUT", 0.2)
+    first = await opened(site, Role.TECHNICIAN)
+    before = await site.service.session.streams.get()
+    first._response.connection.transport.pause_reading()  # type: ignore[union-attr]
+    for _ in range(200):
+        before.incoming.put_nowait(bytes(65536))
+    await asyncio.sleep(0.2)
+    second = await opened(site, Role.ADMIN, "&takeover=1")
+    await site.service.session.streams.get()
+    assert before.reset_with == (Code.CANCELLED, "taken over by admin@default")
+    await second.close()
+    await first.close()
 
 
 async def test_ones_own_old_stream_is_not_in_the_way(site: Site) -> None:
