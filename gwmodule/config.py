@@ -224,7 +224,8 @@ def load(path: Path) -> Config:
         with path.open("rb") as file:
             data = file.read(MAX_FILE + 1)
     except OSError as exc:
-        raise ConfigError(str(path), "", exc.strerror or "cannot be read") from exc
+        cure = ": `gwmodule provision` writes it" if isinstance(exc, FileNotFoundError) else ""
+        raise ConfigError(str(path), "", (exc.strerror or "cannot be read") + cure) from exc
     if len(data) > MAX_FILE:
         raise ConfigError(str(path), "", f"larger than {MAX_FILE} bytes")
     try:
@@ -331,8 +332,8 @@ def _check(config: Config, path: str) -> None:
 def with_credentials(config: Config, directory: Path) -> Config:
     """The configuration with key, certificate and CA from `directory`, as far as they are there.
 
-    For systemd's LoadCredential=, whose copies only the service can read: our unit gives the key, and
-    "none" when there is none; a drop-in may give the others.
+    For systemd's LoadCredential=, whose copies only the service can read: our unit gives the key,
+    and "none" when there is none; a drop-in may give the others.
     """
     tls = config.tls
     for setting_name, name in CREDENTIALS.items():

@@ -98,7 +98,7 @@ def test_a_file_that_cannot_be_used_is_named(
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.toml: No such file or directory"):
+    with pytest.raises(ConfigError, match=r"none\.toml: No such file .*: `gwmodule provision`"):
         load(tmp_path / "none.toml")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gwmodule.config import load
+from gwmodule.provisioning.commands import start_command
 from gwmodule.provisioning.identity import Paths, read
 from gwmodule.uplink.tls import client_context
 from tests.provisioning.conftest import Gateway, Msp
@@ -49,6 +50,31 @@ def killed(done: subprocess.CompletedProcess[str]) -> bool:
     """strace ends as its child does; it was no other end."""
     assert "Traceback" not in done.stderr
     return done.returncode in (-9, 137)
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        (("run/systemd/system/x", "usr/lib/systemd/system/gwmodule.target"), "systemctl restart"),
+        (("run/systemd/system/x",), "gwmodule run"),
+        (("etc/init.d/gwmodule",), "/etc/init.d/gwmodule reload"),
+        ((), "gwmodule run"),
+    ],
+)
+def test_it_says_what_starts_the_services_here(
+    tmp_path: Path, there: tuple[str, ...], expected: str
+) -> None:
+    for name in there:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    assert start_command(tmp_path).startswith(expected)
+
+
+def test_whoever_has_provisioned_a_gateway_is_told_the_next_step(
+    msp: Msp, gateway: Gateway
+) -> None:
+    done = command(gateway, "provision", *arguments(msp), stdin=msp.token())
+    assert done.stdout.splitlines()[1] == f"now start the services: {start_command()}"
 
 
 def test_twice_and_then_back(msp: Msp, gateway: Gateway) -> None:
