@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Container
 
 from gwmodule.errors import ChannelStateError
 from gwmodule.wire.credit import ReceiveWindow, SendWindow
-from gwmodule.wire.frames import Priority
+from gwmodule.wire.frames import MAX_CHANNEL, Priority
 
 
 # Integers because each DATA looks into the table: the hash of a plain enumeration's member is a
@@ -159,3 +160,34 @@ class Channel:
         self.queue.clear()
         self.queued = 0
         self.eof_queued = False
+
+
+class ChannelNumbers:
+    """The numbers under which one side opens channels: every second one, round and round.
+
+    What was sent about a channel may still be on its way when it has ended here; so its number
+    rests until the peer has acknowledged everything up to that end.
+    """
+
+    def __init__(self, first: int) -> None:
+        self._first = self._next = first
+        # Those that rest, and the count of sent frames at which the peer knows of their end.
+        self._resting: deque[tuple[int, int]] = deque()
+
+    def retire(self, number: int, known_at: int) -> None:
+        self._resting.append((number, known_at))
+
+    def free(self, acknowledged: int, *taken: Container[int]) -> int:
+        """The next one that neither rests nor is in `taken`; ChannelStateError if there is none.
+
+        `acknowledged`: how many of our frames the peer has received.
+        """
+        while self._resting and self._resting[0][1] <= acknowledged:
+            self._resting.popleft()
+        resting = {number for number, _ in self._resting}
+        for _ in range(MAX_CHANNEL // 2 + 1):
+            number = self._next
+            self._next = number + 2 if number + 2 <= MAX_CHANNEL else self._first
+            if number not in resting and not any(number in numbers for numbers in taken):
+                return number
+        raise ChannelStateError("all channel numbers are in use")

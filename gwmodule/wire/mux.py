@@ -27,7 +27,7 @@ from gwmodule.errors import (
     RemoteProtocolError,
 )
 from gwmodule.wire import codec
-from gwmodule.wire.channel import RESETTING, SENDING, Channel, Input, State
+from gwmodule.wire.channel import RESETTING, SENDING, Channel, ChannelNumbers, Input, State
 from gwmodule.wire.codec import Decoder, Frame
 from gwmodule.wire.credit import MemoryPool, ReceiveWindow, SendWindow
 from gwmodule.wire.events import (
@@ -48,12 +48,12 @@ from gwmodule.wire.frames import (
     CONTROL_CHANNEL,
     FIRST_SEQUENCED,
     HEADER_SIZE,
-    MAX_CHANNEL,
     MAX_PAYLOAD,
     MESSAGES,
     FrameType,
     Priority,
 )
+from gwmodule.wire.liveness import Liveness
 from gwmodule.wire.messages import GoAway, Message, Target
 from gwmodule.wire.resumption import ReplayBuffer
 
@@ -62,8 +62,6 @@ ACK_FRAMES = 64
 ACK_BYTES = 128 * 1024
 # Answers that a peer may make us queue by flooding OPENs and RESETs without reading them.
 MAX_ANSWERS = 1024
-# A peer that answers no PING gets no more of them; no round trip takes sixteen intervals.
-MAX_PINGS = 16
 # Messages that wait for credit: a peer that asks for ever and never gives any is cut off.
 MAX_MESSAGES = 4096
 # A message above this goes behind the keys that wait: the results of 64 inventories, 150 KiB, would
@@ -88,8 +86,7 @@ class Mux:
     ) -> None:
         self._side = side
         self._config = config
-        self._liveness = liveness
-        self._rng = rng
+        self._liveness = Liveness(liveness, rng, pings=side is Side.GATEWAY)
         self._decoder = Decoder()
         self._events: deque[Event] = deque()
         self._channels: dict[int, Channel] = {}
@@ -116,18 +113,10 @@ class Mux:
         self._received = 0
         self._ack_frames = 0
         self._ack_bytes = 0
-        self._next_number = 2 - side
-        # Channel numbers that ended here, and the count at which the peer knows it.
-        self._cooling: deque[tuple[int, int]] = deque()
+        # Channel 0 is nobody's to open.
+        self._numbers = ChannelNumbers(first=2 - side)
         self.ended = False
-        # Whether the peer said anything on the present (or last) link.
-        self.heard = False
         self._attached = False
-        self._last_received = 0.0
-        self._ping_at: float | None = None
-        self._ping_cookie = 0
-        self._pings: dict[int, float] = {}
-        self.rtt = 0.0
 
     # ---- links --------------------------------------------------------------------------------
 
@@ -139,6 +128,16 @@ class Mux:
     @property
     def attached(self) -> bool:
         return self._attached
+
+    @property
+    def heard(self) -> bool:
+        """Whether the peer said anything on the present (or last) link."""
+        return self._liveness.heard
+
+    @property
+    def rtt(self) -> float:
+        """Seconds; 0 when no round trip is known."""
+        return self._liveness.rtt
 
     def attach(self, received: int, now: float, rtt: float = 0.0) -> None:
         """A link is up, both sides agreed on this session; `received` is the peer's count.
@@ -158,12 +157,7 @@ class Mux:
         }
         self._credits[CONTROL_CHANNEL] = self._control_in.limit
         self._attached = True
-        self.heard = False
-        self.rtt = rtt
-        self._last_received = now
-        if self._side is Side.GATEWAY:
-            # Ten thousand gateways that came back together must not ping in step.
-            self._ping_at = now + self._liveness.interval * self._rng.random()
+        self._liveness.start(now, rtt)
 
     def detach(self) -> None:
         """The link is gone. Half a frame died with it, and so did everything not sequenced."""
@@ -173,8 +167,7 @@ class Mux:
         self._credits.clear()
         self._pong = None
         self._replaying.clear()
-        self._pings.clear()
-        self._ping_at = None
+        self._liveness.stop()
 
     def abandon(self, code: Code, reason: str) -> None:
         """The peer has no such session any more: every channel ends with this code and reason."""
@@ -198,9 +191,10 @@ class Mux:
             # A late read from a lost link: the peer sends these frames again on the next one.
             return
         self._decoder.receive(data)
-        while (frame := self._decoder.next_frame()) is not None:
-            self._last_received = now
-            self.heard = True
+        frame = self._decoder.next_frame()
+        if frame is not None:
+            self._liveness.received(now)
+        while frame is not None:
             if frame.type < FIRST_SEQUENCED:
                 self._on_link_frame(frame, now)
             else:
@@ -208,6 +202,7 @@ class Mux:
                 self._ack_frames += 1
                 self._ack_bytes += len(frame.payload)
                 self._on_sequenced(frame)
+            frame = self._decoder.next_frame()
 
     def next_event(self) -> Event | None:
         if not self._events:
@@ -233,32 +228,26 @@ class Mux:
 
     def next_timeout(self) -> float | None:
         """When `handle_timeout` wants to be called next, in the loop's time."""
-        if not self._attached:
-            return None
-        deadline = self._last_received + self._liveness.timeout
-        return deadline if self._ping_at is None else min(deadline, self._ping_at)
+        return self._liveness.next_timeout() if self._attached else None
 
     def handle_timeout(self, now: float) -> None:
         if not self._attached:
             return
-        silent = now - self._last_received
-        if silent >= self._liveness.timeout:
+        silent = self._liveness.silence(now)
+        if silent is not None:
             self._events.append(LinkDead(silent))
             self.detach()
-        elif self._ping_at is not None and now >= self._ping_at:
-            self._ping_at = now + self._liveness.interval
-            if len(self._pings) >= MAX_PINGS:
-                return
-            self._ping_cookie = (self._ping_cookie + 1) & 0xFFFFFFFF
-            self._pings[self._ping_cookie] = now
-            self._link_frames.append(codec.build_ping(self._ping_cookie, self._received, self.rtt))
+            return
+        cookie = self._liveness.next_ping(now)
+        if cookie is not None:
+            self._link_frames.append(codec.build_ping(cookie, self._received, self.rtt))
             self._acknowledged()
 
     # ---- the application's side ---------------------------------------------------------------
 
     def open(self, target: Target, priority: Priority) -> int:
         """Ask the peer for a channel; ChannelAccepted or ChannelEnded follows."""
-        number = self._free_number()
+        number = self._numbers.free(self._replay.acknowledged, self._channels, self._unread)
         window = self._window_for(priority)
         if not self._reserve(window):
             raise ChannelStateError(
@@ -526,18 +515,12 @@ class Mux:
             case FrameType.PING:
                 if self._side is Side.GATEWAY:
                     raise FrameLayoutError("PING from the MSP")
-                self._pong, received, self.rtt = codec.parse_ping(frame.payload)
+                self._pong, received, self._liveness.rtt = codec.parse_ping(frame.payload)
                 self._replay.acknowledge(received)
             case FrameType.PONG:
                 cookie, received = codec.parse_pong(frame.payload)
                 self._replay.acknowledge(received)
-                sent = self._pings.get(cookie)
-                if sent is None:
-                    raise RemoteProtocolError(f"PONG {cookie} answers no PING")
-                # A slow peer answers only the newest of several PINGs.
-                self._pings = {c: at for c, at in self._pings.items() if at > sent}
-                self.rtt = now - sent
-                self._events.append(RoundTrip(self.rtt))
+                self._events.append(RoundTrip(self._liveness.answered(cookie, now)))
             case FrameType.GOAWAY:
                 self._events.append(PeerGoingAway(codec.parse_goaway(frame.payload)))
             case _:
@@ -641,7 +624,7 @@ class Mux:
                 self._answer_end(FrameType.RESET, channel.number, Code.OK, "")
         self._close(channel)
 
-    # ---- channel numbers ----------------------------------------------------------------------
+    # ---- channels -----------------------------------------------------------------------------
 
     def _window_for(self, priority: Priority) -> int:
         if priority is Priority.BULK:
@@ -685,16 +668,4 @@ class Mux:
             # Answers still queued (a RESET) leave before anything that is opened later, and the
             # peer's credits for the old channel come before its acknowledgement of them.
             known_at = self._replay.sent + len(self._answers) + ahead
-            self._cooling.append((channel.number, known_at))
-
-    def _free_number(self) -> int:
-        """The next number whose last use both sides have acknowledged to be over."""
-        while self._cooling and self._cooling[0][1] <= self._replay.acknowledged:
-            self._cooling.popleft()
-        cooling = {number for number, _ in self._cooling}
-        for _ in range(MAX_CHANNEL // 2):
-            number = self._next_number
-            self._next_number = number + 2 if number + 2 <= MAX_CHANNEL else 2 - self._side
-            if not (number in self._channels or number in self._unread or number in cooling):
-                return number
-        raise ChannelStateError("all channel numbers are in use")
+            self._numbers.retire(channel.number, known_at)

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gwmodule.errors import ChannelStateError, Code
-from gwmodule.wire.channel import SENDING, TRANSITIONS, Channel, Input, State
-from gwmodule.wire.frames import Priority
+from gwmodule.wire.channel import SENDING, TRANSITIONS, Channel, ChannelNumbers, Input, State
+from gwmodule.wire.frames import MAX_CHANNEL, Priority
 
 
 def channel(state: State = State.OPEN, credit: int = 100) -> Channel:
@@ -97,3 +97,29 @@ def test_chunks_are_split_but_never_merged(
         # No piece reaches over the end of a chunk.
         assert not ends & set(range(position + 1, position + len(piece)))
         position += len(piece)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_the_numbers_of_a_side_are_used_in_turn_and_all_of_them(first: int) -> None:
+    numbers = ChannelNumbers(first)
+    own = list(range(first, MAX_CHANNEL + 1, 2))
+    assert [numbers.free(0) for _ in own] == own
+    assert numbers.free(0) == first
+
+
+def test_a_number_that_is_taken_is_passed_over() -> None:
+    numbers = ChannelNumbers(1)
+    assert numbers.free(0, {1: "open"}, {3, 5}) == 7
+    with pytest.raises(ChannelStateError, match="all channel numbers are in use"):
+        numbers.free(0, range(MAX_CHANNEL + 1))
+
+
+def test_a_number_rests_until_the_peer_has_acknowledged_its_end() -> None:
+    numbers = ChannelNumbers(1)
+    others = range(5, MAX_CHANNEL + 1)
+    numbers.retire(1, known_at=7)
+    numbers.retire(3, known_at=9)
+    with pytest.raises(ChannelStateError, match="all channel numbers are in use"):
+        numbers.free(6, others)
+    assert numbers.free(7, others) == 1
+    assert numbers.free(9, others) == 3

@@ -19,8 +19,9 @@ from gwmodule.wire.events import (
     SessionReset,
 )
 from gwmodule.wire.frames import FrameType, Priority
+from gwmodule.wire.liveness import MAX_PINGS
 from gwmodule.wire.messages import Cancel, GoAway, NoticeAck, Result, ResultTarget
-from gwmodule.wire.mux import MAX_PINGS, SEND_QUEUE
+from gwmodule.wire.mux import SEND_QUEUE
 from tests.wire.pair import EVERYTHING, TARGET, Pair, events, frames
 
 INTERACTIVE, BULK = Priority.INTERACTIVE, Priority.BULK
@@ -258,6 +259,24 @@ def test_data_that_is_still_being_read_stays_charged_after_the_channel_ended() -
     assert events(pair.gateway)[-1] == ChannelOpened(last, INTERACTIVE, TARGET)
 
 
+def test_what_is_still_being_read_counts_against_the_memory_and_the_rest_does_not() -> None:
+    pair = Pair(MuxConfig(memory=1024 * 1024, control_window=256 * 1024, bulk_window=256 * 1024))
+    number = pair.open(BULK)
+    pair.msp.send(number, bytes(200 * 1024))
+    pair.msp.send_eof(number)
+    pair.gateway.send_eof(number)
+    pair.deliver()
+    first, second, third = (pair.msp.open(TARGET, BULK) for _ in range(3))
+    pair.deliver()
+    taken = [e.channel for e in events(pair.gateway) if isinstance(e, ChannelOpened)]
+    assert taken == [first, second]
+    assert events(pair.msp)[-1] == ChannelEnded(third, Code.LIMIT, "2 channels are open")
+    pair.gateway.consume(number, 200 * 1024, 0.0)
+    last = pair.msp.open(TARGET, BULK)
+    pair.deliver()
+    assert events(pair.gateway) == [ChannelOpened(last, BULK, TARGET)]
+
+
 def test_a_reset_gives_back_what_was_left_unread() -> None:
     pair = Pair(SMALL)
     for _ in range(10):
@@ -288,27 +307,53 @@ def test_a_number_whose_data_is_still_read_is_not_opened_again(pair: Pair) -> No
 
 def test_a_number_comes_back_after_all_others_and_when_the_peer_acknowledged_its_end() -> None:
     pair = Pair(MuxConfig(memory=256 * 1024 * 1024, interactive_window=1, max_channels=40000))
-    numbers = [pair.msp.open(TARGET, INTERACTIVE) for _ in range(32767)]
-    assert numbers == list(range(2, 65536, 2))
-    with pytest.raises(ChannelStateError, match="all channel numbers are in use"):
-        pair.msp.open(TARGET, INTERACTIVE)
-    sent = len(frames(pair.msp.data_to_send(EVERYTHING))) - 1
-    refused = codec.build_end(FrameType.REFUSE, Code.UNREACHABLE, "off")
-    pair.msp.receive_data(codec.build_frame(FrameType.REFUSE, 1000, refused), 0.0)
-    # The refusal proves that the OPEN arrived, but only the count is the rule.
-    pair.msp.receive_data(codec.build_ack(sent - 1), 0.0)
-    with pytest.raises(ChannelStateError, match="all channel numbers are in use"):
-        pair.msp.open(TARGET, INTERACTIVE)
-    pair.msp.receive_data(codec.build_ack(sent), 0.0)
-    assert pair.msp.open(TARGET, INTERACTIVE) == 1000
-
-
-def test_a_queued_reset_belongs_to_the_end_that_must_be_acknowledged(pair: Pair) -> None:
-    number = pair.msp.open(TARGET, INTERACTIVE)
-    pair.msp.reset(number, Code.CANCELLED, "never mind")
+    closed, broken = pair.open(), pair.open()
+    pair.gateway.send(closed, b"u")
+    pair.gateway.send_eof(closed)
     pair.deliver()
-    assert pair.msp.channels == 0
-    assert pair.msp.open(TARGET, INTERACTIVE) == number + 2
+    refused, *_ = [pair.msp.open(TARGET, INTERACTIVE) for _ in range(32765)]
+    said = pair.gateway.received
+
+    def say() -> list[FrameType]:
+        nonlocal said
+        sent = types(pair.msp.data_to_send(EVERYTHING))
+        said += len(sent)
+        return sent
+
+    def none_is_free() -> None:
+        with pytest.raises(ChannelStateError, match="all channel numbers are in use"):
+            pair.msp.open(TARGET, INTERACTIVE)
+
+    def acknowledge(count: int) -> None:
+        pair.msp.receive_data(codec.build_ack(count), 0.0)
+
+    assert len(say()) == 32765
+    unreachable = codec.build_end(FrameType.REFUSE, Code.UNREACHABLE, "off")
+    pair.msp.receive_data(frame(FrameType.REFUSE, refused, unreachable), 0.0)
+    # The refusal proves that the OPEN arrived, but only the count is the rule.
+    acknowledge(said - 1)
+    none_is_free()
+    acknowledge(said)
+    assert pair.msp.open(TARGET, INTERACTIVE) == refused
+    say()
+    acknowledge(said)
+    # An answer that is still queued is the last word about a channel, too.
+    pair.msp.receive_data(frame(FrameType.RESET, broken, RESET_PAYLOAD), 0.0)
+    none_is_free()
+    assert say() == [FrameType.RESET]
+    none_is_free()
+    acknowledge(said)
+    assert pair.msp.open(TARGET, INTERACTIVE) == broken
+    say()
+    acknowledge(said)
+    pair.msp.send_eof(closed)
+    assert say() == [FrameType.EOF]
+    none_is_free()
+    acknowledge(said)
+    # What came under it is still being read.
+    none_is_free()
+    pair.msp.consume(closed, 1, 0.0)
+    assert pair.msp.open(TARGET, INTERACTIVE) == closed
 
 
 # ---- credit -----------------------------------------------------------------------------------
@@ -353,7 +398,9 @@ def test_no_credit_is_given_for_a_direction_that_has_ended(pair: Pair) -> None:
 def test_a_bulk_window_grows_with_the_round_trip_up_to_its_cap() -> None:
     pair = Pair(SMALL)
     number = pair.open(BULK)
-    pair.gateway.rtt = 1.0
+    pair.cut()
+    pair.gateway.attach(pair.msp.received, 0.0, rtt=1.0)
+    pair.msp.attach(pair.gateway.received, 0.0)
     sizes = []
     for turn in range(8):
         pair.msp.send(number, bytes(1024 * 1024))
@@ -368,7 +415,9 @@ def test_a_bulk_window_grows_with_the_round_trip_up_to_its_cap() -> None:
 def test_a_bulk_window_does_not_grow_beyond_the_memory() -> None:
     pair = Pair(MuxConfig(memory=1024 * 1024, control_window=64 * 1024, bulk_window=512 * 1024))
     number = pair.open(BULK)
-    pair.gateway.rtt = 1.0
+    pair.cut()
+    pair.gateway.attach(pair.msp.received, 0.0, rtt=1.0)
+    pair.msp.attach(pair.gateway.received, 0.0)
     for turn in range(4):
         pair.msp.send(number, bytes(1024 * 1024))
         pair.deliver()
@@ -496,6 +545,18 @@ def test_bulk_that_waited_for_nobody_is_owed_nothing(pair: Pair) -> None:
     bulk, terminal = pair.open(BULK), pair.open()
     pair.msp.send(terminal, bytes(60_000))
     pair.msp.data_to_send(EVERYTHING)
+    pair.msp.send(bulk, bytes(100_000))
+    pair.msp.send(terminal, b"key")
+    assert frames(pair.msp.data_to_send(1))[0].channel == terminal
+
+
+def test_what_bulk_was_owed_ends_with_it(pair: Pair) -> None:
+    bulk, terminal = pair.open(BULK), pair.open()
+    pair.msp.bulk_chunk = 2048
+    pair.msp.send(bulk, b"short")
+    for _ in range(4):
+        pair.msp.send(terminal, bytes(16000))
+    assert [f.channel for f in frames(pair.msp.data_to_send(EVERYTHING))][-2:] == [bulk, terminal]
     pair.msp.send(bulk, bytes(100_000))
     pair.msp.send(terminal, b"key")
     assert frames(pair.msp.data_to_send(1))[0].channel == terminal
@@ -776,7 +837,7 @@ def test_only_the_gateway_pings_and_the_msp_answers(pair: Pair) -> None:
 
 
 def test_the_msp_learns_the_round_trip_from_the_next_ping(pair: Pair) -> None:
-    pair.gateway.rtt = 0.025
+    pair.gateway.attach(0, 0.0, rtt=0.025)
     pair.gateway.handle_timeout(4.0)
     pair.deliver()
     assert pair.msp.rtt == 0.025

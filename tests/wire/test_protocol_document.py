@@ -41,6 +41,7 @@ from gwmodule.wire.frames import (
     TlsMode,
 )
 from gwmodule.wire.handshake import Handshake
+from gwmodule.wire.liveness import MAX_PINGS
 from gwmodule.wire.messages import (
     Call,
     Challenge,
@@ -165,7 +166,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "replay": str(defaults.memory),
         "channels": str(defaults.max_channels),
         "answers waiting": str(mux.MAX_ANSWERS),
-        "PINGs unanswered": str(mux.MAX_PINGS),
+        "PINGs unanswered": str(MAX_PINGS),
         "frames to an ACK": str(mux.ACK_FRAMES),
         "bytes to an ACK": str(mux.ACK_BYTES),
         "share of bulk": f"1/{defaults.bulk_share}",
@@ -291,10 +292,9 @@ def conversation() -> list[tuple[str, Frame]]:
     back.resumed, back.received = True, line.msp.received
     back.token = bytes.fromhex("b0b1b2b3b4b5b6b7b8b9babbbcbdbebf")
     line.record("msp", codec.build_welcome(back))
-    line.gateway.attach(line.msp.received, 0.0)
+    line.gateway.attach(line.msp.received, 0.0, rtt=0.05)
     line.msp.attach(line.gateway.received, 0.0)
     line.turn()
-    line.gateway.rtt = 0.05
     line.gateway.handle_timeout(4.0)
     line.turn(4.0)
     line.gateway.send_eof(stream)
