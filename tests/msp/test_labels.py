@@ -13,6 +13,10 @@ async def test_a_label_belongs_to_one_device_of_one_tenant(database: Database) -
     await labels.put("a", PC, LABEL)
     assert await labels.of("a", PC) == LABEL
     assert await labels.of("b", PC) == NO_LABEL
-    assert (await labels.all("a"), await labels.all("b")) == ({PC: LABEL}, {})
+    await labels.put("b", PC, Label(("theirs",)))
+    theirs = {PC: Label(("theirs",))}
+    assert (await labels.all("a"), await labels.all("b")) == ({PC: LABEL}, theirs)
+    assert await labels.between("a", PC, PC) == {PC: LABEL}
+    assert await labels.between("b", PC, PC) == theirs
     await labels.remove("a", PC)
-    assert await labels.all("a") == {}
+    assert (await labels.all("a"), await labels.all("b")) == ({}, theirs)

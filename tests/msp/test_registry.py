@@ -9,6 +9,7 @@ from gwmodule.msp.database import Database, StatementError
 from gwmodule.msp.observations import Observations
 from gwmodule.msp.records import Device, Gateway, Origin, Seen, State
 from gwmodule.msp.registry import LinkDown, LinkUp, Observed, Registry, RegistryConflict
+from gwmodule.wire.frames import TlsMode
 from gwmodule.wire.notices import (
     NO_MAC,
     Digest,
@@ -464,6 +465,82 @@ async def test_a_revoked_gateway_stays_out_until_it_is_enrolled_again(registry: 
 async def test_a_gateway_is_nobody_elses(registry: Registry) -> None:
     assert await registry.gateway("home1", "default") is not None
     assert await registry.gateway("home1", "other") is None
+
+
+async def test_a_gateways_name_cannot_be_taken_by_another_tenant(registry: Registry) -> None:
+    for fingerprint, replace in (("stolen", False), ("stolen", True)):
+        with pytest.raises(RegistryConflict):
+            await registry.add_gateway("home1", fingerprint, 1.0, tenant="other", replace=replace)
+    assert not await registry.revoke_gateway("home1", 2.0, actor="x", tenant="other")
+    assert await registry.is_gateway_allowed("home1", "home1")
+
+
+@pytest.fixture
+async def neighbours(registry: Registry) -> Registry:
+    """The same UUID behind a gateway of two tenants, each with a candidate besides."""
+    await registry.add_gateway("theirs", "theirs", 0.0, tenant="other")
+    for gateway in ("home1", "theirs"):
+        await tell(registry, hello(), 10.0, gateway=gateway)
+        await tell(registry, answer(pin=PIN), 11.0, gateway=gateway)
+        await tell(registry, answer(MAC2, IP2), 12.0, gateway=gateway)
+    return registry
+
+
+@pytest.mark.parametrize(
+    ("tenant", "gateway"), [("default", "home1"), ("other", "theirs")], ids=["ours", "theirs"]
+)
+async def test_a_tenant_sees_its_own_and_nothing_else(
+    neighbours: Registry, tenant: str, gateway: str
+) -> None:
+    device = await neighbours.device(PC, tenant)
+    assert device is not None
+    assert device.gateway == gateway
+    gateways = {g.name for g in await neighbours.gateways(tenant)}
+    assert gateways == ({"home1", "home2"} if tenant == "default" else {"theirs"})
+    assert await neighbours.devices(tenant) == [device]
+    assert await neighbours.devices(tenant, equal={"state": "managed"}) == [device]
+    assert await neighbours.count_devices(tenant) == 1
+    (census,) = await neighbours.census(tenant)
+    assert (census.gateway, census.devices) == (gateway, 1)
+    assert [(h.gateway, h.mac) for h in await neighbours.candidates(tenant)] == [(gateway, MAC2)]
+    for entries in (
+        await neighbours.audit_entries(tenant=tenant),
+        await neighbours.audit_entries(uuid=PC, tenant=tenant),
+    ):
+        assert "device.registered" in {entry.action for entry in entries}
+        assert {entry.tenant for entry in entries} == {tenant}
+        assert {entry.gateway for entry in entries} <= gateways
+
+
+@pytest.mark.parametrize("tenant", ["default", "other"])
+async def test_what_a_tenant_changes_is_its_own(
+    neighbours: Registry, database: Database, tenant: str
+) -> None:
+    (untouched,) = {"default", "other"} - {tenant}
+    before = await neighbours.device(PC, untouched)
+    for each in ("default", "other"):
+        await database.execute(
+            "INSERT INTO credentials (tenant, uuid, username, mode, sealed, changed_at)"
+            " VALUES ($1, $2, 'admin', 'ha1', $3, 0)",
+            each,
+            PC.bytes,
+            b"sealed",
+        )
+    await neighbours.call_succeeded(PC, 20.0, tls=TlsMode.MODERN, tenant=tenant)
+    called = await neighbours.device(PC, tenant)
+    assert called is not None
+    assert called.tls is TlsMode.MODERN
+    unpinned = await neighbours.unpin(PC, 21.0, actor="x", tenant=tenant)
+    assert unpinned is not None
+    assert unpinned.tenant == tenant
+    assert await neighbours.forget(PC, 22.0, actor="x", tenant=tenant)
+    assert await neighbours.device(PC, tenant) is None
+    assert await neighbours.device(PC, untouched) == before
+    for table in ("devices", "hellos", "credentials"):
+        rows = await database.fetch(f"SELECT tenant FROM {table}")
+        assert [row["tenant"] for row in rows] == [untouched]
+    entries = await neighbours.audit_entries(uuid=PC, tenant=tenant)
+    assert [entry.action for entry in entries[:2]] == ["device.forgotten", "device.unpinned"]
 
 
 async def linked(registry: Registry) -> Gateway:
