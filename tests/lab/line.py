@@ -49,7 +49,9 @@ _PR_SET_TIMERSLACK = 29
 _DEVICE_QUEUE = 20000
 # Packets read from one device before the deliveries are looked at again.
 _BATCH = 64
-_REALTIME_PRIORITY = 20
+# Probes run at their time, too, or what they saw would be the load of the machine; but the line
+# comes first.
+_LINE_PRIORITY, _PROBE_PRIORITY = 20, 10
 # IPv4 and UDP headers: the line counts whole packets.
 _HEADERS = 28
 
@@ -163,14 +165,27 @@ def _open_tun(namespace: Path, address: str, peer: str, congestion: str) -> int:
     return descriptor
 
 
-def _become_punctual() -> bool:
-    """Whether the scheduler will let us run at our deadlines before anything else."""
+def _become_punctual(priority: int) -> bool:
+    """Whether the scheduler will let this thread run at its deadlines, whoever else would."""
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_REALTIME_PRIORITY))
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
     except OSError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def _punctual() -> Iterator[None]:
+    """This thread, and those that it starts, run at their deadlines if the scheduler lets them."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    _become_punctual(_PROBE_PRIORITY)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+        # 0 is what the thread began with (prctl(2)).
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 0, 0, 0, 0)
 
 
 class _Process:
@@ -182,7 +197,7 @@ class _Process:
         self._oversized = 0
         idle = Profile(rate=1e9, delay=0.0, queue=1.0)
         self._up, self._down = Direction(idle, 0), Direction(idle, 1)
-        self._realtime = _become_punctual()
+        self._realtime = _become_punctual(_LINE_PRIORITY)
         self._cpu = time.process_time()
         self._since = time.monotonic()
 
@@ -367,8 +382,10 @@ class Line:
 class Measured:
     """What UDP probes saw of one line; seconds, bit/s, shares."""
 
+    # The median, the largest but a hundredth, and the smallest, to which only the line has added.
     rtt: float
     rtt_p99: float
+    rtt_fastest: float
     rate: dict[str, float] = field(default_factory=dict)
     queue: dict[str, float] = field(default_factory=dict)
     loss: float = 0.0
@@ -394,9 +411,10 @@ def validate(line: Line, probes: int = 100) -> Measured:
     with contextlib.ExitStack() as stack:
         near = stack.enter_context(_udp(line.near, NEAR_ADDRESS))
         far = stack.enter_context(_udp(line.far, FAR_ADDRESS))
-        times = _round_trips(near, far, probes, profile)
+        stack.enter_context(_punctual())
+        times = sorted(_round_trips(near, far, probes, profile))
         line.report()
-        measured = Measured(statistics.median(times), sorted(times)[int(len(times) * 0.99)])
+        measured = Measured(statistics.median(times), times[int(len(times) * 0.99)], times[0])
         reports: list[dict[str, Any]] = []
         for name, source, sink in (("up", near, far), ("down", far, near)):
             measured.rate[name], measured.queue[name] = _overload(source, sink, profile)
@@ -483,8 +501,8 @@ def _problems(
     small = 2 * 32 * 8 / profile.rate
     expected = 2 * profile.delay + small
     # Scheduling costs some hundred microseconds on a machine that others use too.
-    if not expected - 0.0005 <= measured.rtt <= expected * 1.02 + 0.002:
-        problems.append(f"rtt {measured.rtt * 1e3:.2f} ms instead of {expected * 1e3:.2f}")
+    if not expected - 0.0005 <= measured.rtt_fastest <= expected * 1.02 + 0.002:
+        problems.append(f"rtt {measured.rtt_fastest * 1e3:.2f} ms instead of {expected * 1e3:.2f}")
     packet = 1400 * 8 / profile.rate
     for name in ("up", "down"):
         if not 0.97 <= measured.rate[name] / profile.rate <= 1.03:
