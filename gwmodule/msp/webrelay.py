@@ -1,7 +1,8 @@
 """One WebSocket <-> one stream to a device: `/relay/webrelay.ashx`, as Open AMT MPS serves it.
 
 Binary messages are the bytes of the stream, passed on as they come and never merged. Back-pressure
-is the transport's: a side that does not read stops the other one through drain and credit.
+is the transport's: a side that does not read stops the other one through drain and credit. Only the
+login of a tool that has none is made on the way (amt.interceptor).
 
 The first end closes the connection, which is what browsers' tools expect, unless the tool asks for
 half-close (msp.subprotocol).
@@ -14,8 +15,9 @@ from dataclasses import dataclass
 
 from aiohttp import WSMsgType, web
 
+from gwmodule.amt.interceptor import LoginInterceptor
 from gwmodule.amt.redirection import SessionKind, session_kind
-from gwmodule.errors import ChannelReset, Code
+from gwmodule.errors import AmtError, ChannelReset, Code
 from gwmodule.msp.seam import SessionSeam, StreamSeam
 from gwmodule.msp.subprotocol import SUBPROTOCOL, close_code, close_reason, code_of, first_leaf
 from gwmodule.wire.frames import Priority
@@ -66,8 +68,12 @@ class WebRelay:
         self._tool_ended = asyncio.Event()
         self._closed: tuple[Code, str] | None = None
         self._ending = Ending()
+        self._login: LoginInterceptor | None = None
 
-    async def run(self, session: SessionSeam, target: StreamTarget) -> Ending:
+    async def run(
+        self, session: SessionSeam, target: StreamTarget, login: LoginInterceptor | None = None
+    ) -> Ending:
+        self._login = login
         ending = self._ending
         stream: StreamSeam | None = None
         try:
@@ -83,6 +89,10 @@ class WebRelay:
         except* ChannelReset as group:
             reset = first_leaf(group)
             ending.code, ending.reason = reset.code, reset.reason
+        except* AmtError as group:
+            # Of the login; the device has not let anybody in.
+            failed = first_leaf(group)
+            ending.code, ending.reason = failed.code, str(failed)
         finally:
             if stream is not None:
                 reason = ending.reason or "the technician's tool went away"
@@ -161,6 +171,10 @@ class WebRelay:
             return
         if self._tool_ended.is_set():
             raise _ToolLeft(Code.PROTOCOL_ERROR, "data after the end of the stream")
+        if self._login is not None:
+            chunk = self._login.to_device(chunk)
+            if not chunk:
+                return
         self._ending.to_device += len(chunk)
         stream.write(chunk)
         await stream.drain()
@@ -168,6 +182,8 @@ class WebRelay:
     async def _from_device(self, stream: StreamSeam) -> None:
         while chunk := await stream.read():
             self._ending.from_device += len(chunk)
+            if self._login is not None:
+                self._login.from_device(chunk)
             await self._send(chunk)
         if self._half_close:
             await self._send(b"")

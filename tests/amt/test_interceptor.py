@@ -31,8 +31,8 @@ from tests.amt.transcript import (
     START_SOL,
     STARTED,
     TO_DEVICE,
-    URI,
     chunks,
+    login_of,
 )
 
 PC = UUID("55e3ae13-bfd2-61bb-17a0-88aedd7037ea")
@@ -41,14 +41,6 @@ SIZES = st.lists(st.integers(1, 90), min_size=1, max_size=6)
 
 def interceptor(username: str = "admin") -> LoginInterceptor:
     return LoginInterceptor(username, {REALM: HA1}.__getitem__, cnonce=lambda: CNONCE)
-
-
-def login_of(name: str, *more: bytes) -> bytes:
-    """An AuthenticateSession of a tool that gives `name`; `more` stands before the response's."""
-    fields = [name.encode(), b"", b"", URI[1:], b"", b"", *more]
-    fields += [b""] * (8 - len(fields))
-    data = b"".join(bytes([len(field)]) + field for field in fields)
-    return build_authenticate(LoginMethod.DIGEST, data)
 
 
 def passed(login: LoginInterceptor, pieces: Iterable[bytes]) -> bytes:
@@ -64,7 +56,7 @@ def test_a_tool_without_a_login_is_logged_in(name: str) -> None:
     login.from_device(METHODS)
     assert login.to_device(login_of(name)) == FIRST
     login.from_device(CHALLENGE)
-    assert login.to_device(login_of(name, b"ffff")) == SECOND
+    assert login.to_device(login_of(name, b"1", b"ffff")) == SECOND
     login.from_device(ACCEPTED)
     assert login.to_device(START_SOL) == START_SOL
 
@@ -75,7 +67,7 @@ def test_however_the_bytes_are_cut(to_device: list[int], from_device: list[int])
     said = [passed(login, chunks(START + QUERY + login_of(""), to_device))]
     for piece in chunks(STARTED + METHODS + CHALLENGE, from_device):
         login.from_device(piece)
-    said.append(passed(login, chunks(login_of("", b"ffff"), to_device)))
+    said.append(passed(login, chunks(login_of("", b"1", b"ffff"), to_device)))
     login.from_device(ACCEPTED)
     said.append(passed(login, chunks(START_SOL, to_device)))
     assert said == [START + QUERY + FIRST, SECOND, START_SOL]
@@ -110,7 +102,7 @@ def test_a_login_that_the_device_refuses_is_tried_once() -> None:
     login = interceptor()
     login.to_device(START + QUERY + login_of(""))
     login.from_device(STARTED + METHODS + CHALLENGE)
-    login.to_device(login_of("", b"ffff"))
+    login.to_device(login_of("", b"1", b"ffff"))
     with pytest.raises(AuthenticationFailed, match="stored"):
         login.from_device(CHALLENGE)
 
@@ -129,7 +121,7 @@ def test_the_simulated_device_lets_it_in() -> None:
     device = RedirectionServer(machine, now=0.0, nonce=lambda: "00" * 16)
     login = LoginInterceptor("admin", lambda realm: ha1("admin", realm, "P@ssw0rd"))
     replies = MessageReader(Direction.FROM_DEVICE)
-    for now, message in enumerate((START, QUERY, login_of(""), login_of("", b"ffff"))):
+    for now, message in enumerate((START, QUERY, login_of(""), login_of("", b"1", b"ffff"))):
         device.receive_data(login.to_device(message), float(now))
         said = device.data_to_send(1 << 16)
         login.from_device(said)

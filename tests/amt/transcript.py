@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from gwmodule.amt.redirection import SolSettings
+from gwmodule.amt.redirection import LoginMethod, SolSettings, build_authenticate
 
 # The worked transcript of reference/amt-protocols.md 2.3, checked there against an independent
 # client: user admin, password P@ssw0rd.
@@ -50,3 +50,11 @@ def chunks(stream: bytes, sizes: list[int]) -> Iterator[bytes]:
         yield stream[position : position + size]
         position += size
         turn += 1
+
+
+def login_of(name: str, *more: bytes) -> bytes:
+    """A tool's AuthenticateSession: its user name and, in `more`, nonce count and response."""
+    fields = [name.encode(), b"", b"", URI[1:], b"", *more]
+    fields += [b""] * (8 - len(fields))
+    data = b"".join(bytes([len(field)]) + field for field in fields)
+    return build_authenticate(LoginMethod.DIGEST, data)

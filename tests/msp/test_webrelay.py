@@ -5,10 +5,13 @@ from contextlib import asynccontextmanager, suppress
 import aiohttp
 import pytest
 
+from gwmodule.amt.digest import ha1
+from gwmodule.amt.redirection import LoginMethod, digest_response, parse_digest_login
 from gwmodule.errors import ChannelReset, Code
 from gwmodule.msp.subprotocol import SUBPROTOCOL, close_code
 from gwmodule.wire.frames import Priority
-from tests.msp.conftest import PC, FakeStream, Service
+from tests.amt.transcript import ACCEPTED, CHALLENGE, login_of
+from tests.msp.conftest import NOW, PC, REALM, FakeStream, Service, presence
 
 SOL_START = b"\x10\x00\x00\x00SOL "
 CLIENT_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"
@@ -246,3 +249,94 @@ async def test_the_service_says_that_it_stops(service: Service) -> None:
             message = await websocket.receive()
         assert message.data == close_code(Code.SHUTDOWN)
     assert stream.reset_with is not None
+
+
+# What Open AMT's browser parts send: a login without a name, and a response made of nothing.
+NAMELESS = login_of("")
+NAMELESS_RESPONSE = login_of("", b"00000002", b"d41d8cd98f00b204e9800998ecf8427e")
+
+
+async def challenged(
+    websocket: aiohttp.ClientWebSocketResponse, stream: FakeStream, realm: str = REALM
+) -> bytes:
+    """The device's challenge, as it reaches the tool, which asks for it without a name."""
+    await websocket.send_bytes(NAMELESS)
+    await stream.wait_for(lambda: len(stream.written) == 2)
+    data = b"".join(bytes([len(t)]) + t for t in (realm.encode(), b"00" * 16, b"auth"))
+    stream.incoming.put_nowait(b"\x14\x01\0\0\x04" + len(data).to_bytes(4, "little") + data)
+    return await websocket.receive_bytes()
+
+
+async def test_a_tool_without_a_login_gets_the_stored_one(service: Service) -> None:
+    await service.vault.store("default", PC, "admin", "P@ssw0rd", NOW, actor="test")
+    async with tool(service) as websocket:
+        await websocket.send_bytes(SOL_START)
+        stream = await opened(service)
+        assert (await challenged(websocket, stream))[:5] == b"\x14\x01\0\0\x04"
+        assert b"admin" in stream.written[1]
+        await websocket.send_bytes(NAMELESS_RESPONSE)
+        await stream.wait_for(lambda: len(stream.written) == 3)
+        proof = parse_digest_login(LoginMethod.DIGEST, stream.written[2][9:])
+        secret = ha1("admin", REALM, "P@ssw0rd")
+        assert proof.response == digest_response(LoginMethod.DIGEST, secret, proof)
+        assert (proof.username, proof.realm, proof.nonce) == ("admin", REALM, "00" * 16)
+        stream.incoming.put_nowait(ACCEPTED)
+        assert await websocket.receive_bytes() == ACCEPTED
+        # From here on it is the tool's session.
+        await websocket.send_bytes(NAMELESS)
+        await stream.wait_for(lambda: stream.written[3:] == [NAMELESS])
+
+
+async def test_a_stored_login_that_the_device_refuses_is_said_to_the_tool(service: Service) -> None:
+    await service.vault.store("default", PC, "admin", "old", NOW, actor="test")
+    async with tool(service) as websocket:
+        await websocket.send_bytes(SOL_START)
+        stream = await opened(service)
+        await challenged(websocket, stream)
+        await websocket.send_bytes(NAMELESS_RESPONSE)
+        await stream.wait_for(lambda: len(stream.written) == 3)
+        stream.incoming.put_nowait(CHALLENGE)
+        message = await websocket.receive()
+        assert message.data == close_code(Code.AUTHENTICATION)
+        assert message.extra == "the device refused the login that is stored for it"
+    assert stream.reset_with is not None
+
+
+@pytest.mark.parametrize(
+    ("pin", "realm", "code"),
+    [(bytes(32), "Digest:another", Code.IDENTITY_MISMATCH), (b"\1" * 32, REALM, Code.TLS_PIN)],
+    ids=["another realm", "it has shown a certificate"],
+)
+async def test_another_device_gets_no_stored_login(
+    service: Service, pin: bytes, realm: str, code: Code
+) -> None:
+    await service.vault.store("default", PC, "admin", "P@ssw0rd", NOW, actor="test")
+    await service.tell(presence(pin=pin), NOW + 1)
+    async with tool(service) as websocket:
+        await websocket.send_bytes(SOL_START)
+        stream = await opened(service)
+        await challenged(websocket, stream, realm)
+        await websocket.send_bytes(NAMELESS_RESPONSE)
+        assert (await websocket.receive()).data == close_code(code)
+    assert len(stream.written) == 2
+
+
+@pytest.mark.parametrize(
+    ("query", "protocols", "stored"),
+    [
+        ("port=16994", (), False),
+        ("port=16995", (), True),
+        ("port=16994", (SUBPROTOCOL,), True),
+    ],
+    ids=["nothing is stored", "inside TLS", "our own tools, end to end"],
+)
+async def test_no_login_is_changed_elsewhere(
+    service: Service, query: str, protocols: tuple[str, ...], stored: bool
+) -> None:
+    if stored:
+        await service.vault.store("default", PC, "admin", "P@ssw0rd", NOW, actor="test")
+    async with tool(service, query, protocols) as websocket:
+        await websocket.send_bytes(SOL_START)
+        stream = await opened(service)
+        await websocket.send_bytes(NAMELESS)
+        await stream.wait_for(lambda: stream.written == [SOL_START, NAMELESS])

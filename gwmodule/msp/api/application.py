@@ -180,6 +180,7 @@ class Api:
                 self.consoles,
                 self.spent,
                 self.authenticator,
+                parts.vault,
                 clock,
             ),
         }

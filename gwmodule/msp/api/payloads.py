@@ -576,11 +576,14 @@ class NvmQuery(Request):
 
 
 class RelayQuery(Request, rename=None):
+    """MeshCommander's `serverauth` says what its empty login says too."""
+
     p: Literal["2"] = "2"
     host: str = ""
     port: Annotated[int, Meta(ge=1, le=65_535)] = 16994
     tls: Literal["0"] = "0"
     tls1only: str = "0"
+    serverauth: Literal["0", "1"] = "0"
     mode: Annotated[str, Meta(max_length=16)] = ""
     hold: Literal["0", "1"] = "0"
     takeover: Literal["0", "1"] = "0"

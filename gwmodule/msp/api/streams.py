@@ -11,7 +11,9 @@ from uuid import UUID
 
 from aiohttp import web
 
-from gwmodule.errors import Code
+from gwmodule.amt.digest import ha1
+from gwmodule.amt.interceptor import LoginInterceptor
+from gwmodule.errors import Code, IdentityMismatch, TlsPinMismatch
 from gwmodule.msp.api.answers import ApiError, time_text
 from gwmodule.msp.api.asking import Asked, device_of
 from gwmodule.msp.api.auth import Authenticator
@@ -19,10 +21,12 @@ from gwmodule.msp.api.calls import Calls, session_of
 from gwmodule.msp.api.payloads import RelayQuery
 from gwmodule.msp.api.tokens import SpentTokens
 from gwmodule.msp.consoles import Consoles
-from gwmodule.msp.records import Device
+from gwmodule.msp.records import NO_PIN, Device
 from gwmodule.msp.registry import Registry
 from gwmodule.msp.seam import SessionsSeam
+from gwmodule.msp.sol import REDIRECTION_TCP
 from gwmodule.msp.subprotocol import MAX_MESSAGE, SUBPROTOCOL
+from gwmodule.msp.vault import Vault
 from gwmodule.msp.webrelay import Ending, WebRelay
 from gwmodule.telemetry import EventLog
 from gwmodule.wire.messages import StreamTarget
@@ -130,8 +134,10 @@ class Streams:
         consoles: Consoles,
         spent: SpentTokens,
         authenticator: Authenticator,
+        vault: Vault,
         clock: Callable[[], float],
     ) -> None:
+        self._vault = vault
         self._authenticator = authenticator
         self._registry = registry
         self._sessions = sessions
@@ -151,7 +157,11 @@ class Streams:
         target = StreamTarget(
             device.address, query.port, device.mac, device.uuid, hold=query.hold == "1"
         )
+        login = await self._stored_login(asked, device, target)
         websocket = await open_websocket(asked, self._spent, self._clock())
+        if websocket.ws_protocol == SUBPROTOCOL:
+            # Ours, and what is forwarded through it, logs in end to end.
+            login = None
         relay = WebRelay(websocket, asked.http.transport, query.mode)
         await self._record(asked, "stream.open", device, target, None)
         ending = Ending(Code.CANCELLED, "broken off")
@@ -171,10 +181,30 @@ class Streams:
                     await relay.close(ending.code, ending.reason)
                 else:
                     with self._streams.held(stream):
-                        ending = await relay.run(session, target)
+                        ending = await relay.run(session, target, login)
         finally:
             await self._record(asked, "stream.close", device, target, ending)
         return websocket
+
+    async def _stored_login(
+        self, asked: Asked, device: Device, target: StreamTarget
+    ) -> LoginInterceptor | None:
+        """For a tool that leaves the login to the server, as those of Open AMT do."""
+        if target.port != REDIRECTION_TCP:
+            return None
+        stored = await self._vault.load(asked.tenant, device.uuid)
+        if stored is None:
+            return None
+
+        def secret(realm: str) -> str:
+            if device.pin != NO_PIN:
+                raise TlsPinMismatch("a device that has shown a certificate gets no login in plain")
+            if device.realm and realm != device.realm:
+                # Another device, or a new provisioning: nothing for this secret.
+                raise IdentityMismatch(f"realm {realm[:80]!r}, expected {device.realm!r}")
+            return ha1(stored.username, realm, stored.password)
+
+        return LoginInterceptor(stored.username, secret)
 
     async def _line_kept(self, asked: Asked, device: Device) -> str:
         """Why this stream cannot have the serial line it is for; empty when it can."""
