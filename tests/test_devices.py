@@ -242,6 +242,13 @@ def test_a_hello_finds_the_neighbour_that_is_already_known(devices: Devices) -> 
     assert observations(devices, 1.0) == [HELLO]
 
 
+def test_a_hello_is_nobody_s_whom_arp_does_not_see_at_its_address(devices: Devices) -> None:
+    devices.neighbour(OTHER_MAC, OTHER_ADDRESS, True, 0.0)
+    devices.observe(LEASE, 0.0)
+    devices.observe(replace(HELLO, mac=NO_MAC), 1.0)
+    assert observations(devices, 1.0) == [LEASE, replace(HELLO, mac=NO_MAC)]
+
+
 def test_a_hello_with_mac_takes_the_place_of_the_one_without(devices: Devices) -> None:
     devices.observe(replace(HELLO, mac=NO_MAC), 0.0)
     devices.observe(HELLO, 1.0)
@@ -311,6 +318,20 @@ def test_an_answer_is_noticed_with_the_uuid_that_the_lease_told(devices: Devices
     answer(devices, 1.0)
     assert observations(devices, 1.0)[-1] == replace(PONG, uuid=PC_UUID)
     assert state(devices) == "managed"
+
+
+def test_what_the_device_says_of_itself_counts_more_than_its_lease(devices: Devices) -> None:
+    other = UUID(int=7)
+    devices.observe(replace(LEASE, uuid=PC_UUID), 0.0)
+    answer(devices, 1.0, replace(PONG, uuid=other))
+    assert observations(devices, 1.0)[-1] == replace(PONG, uuid=other)
+
+
+def test_a_renewal_without_name_and_uuid_takes_neither_away(devices: Devices) -> None:
+    devices.observe(replace(LEASE, uuid=PC_UUID), 0.0)
+    devices.observe(replace(LEASE, hostname=""), 1.0)
+    (row,) = devices.listing(1.0)
+    assert (row["hostname"], row["uuid"]) == ("pc", str(PC_UUID))
 
 
 def test_a_device_before_provisioning_is_in_setup(devices: Devices) -> None:
@@ -412,8 +433,18 @@ def test_a_forged_lease_cannot_make_a_device_gone(devices: Devices) -> None:
     answer(devices, 0.0)
     devices.observe(replace(LEASE, address=OTHER_ADDRESS), 100.0)
     assert answer(devices, 100.0, None) == Probe(MAC, OTHER_ADDRESS)
+    assert answer(devices, 110.0, None) == Probe(MAC, ADDRESS)
+    assert devices.next_probe(130.0) == Probe(MAC, OTHER_ADDRESS)
+
+
+def test_a_device_that_answers_where_it_did_is_told_to_be_there_still(devices: Devices) -> None:
+    devices.observe(LEASE, 0.0)
+    answer(devices, 0.0)
+    devices.observe(replace(LEASE, address=OTHER_ADDRESS), 100.0)
+    answer(devices, 100.0, None)
+    acknowledge_all(devices, 100.0)
     assert answer(devices, 110.0) == Probe(MAC, ADDRESS)
-    assert observations(devices, 110.0)[-1] == PONG
+    assert observations(devices, 110.0) == [PONG]
     assert devices.listing(110.0)[0]["address"] == str(ADDRESS)
 
 
