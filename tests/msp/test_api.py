@@ -330,6 +330,22 @@ async def test_a_candidate_that_tells_no_uuid_stays_one(service: Service, body: 
     assert len(await service.registry.devices()) == 1
 
 
+async def test_an_identity_that_contradicts_the_records_does_so_for_a_repetition_too(
+    service: Service,
+) -> None:
+    await service.tell(presence(pin=bytes(range(32))))
+    await service.tell(presence(mac=bytes.fromhex("020000000007"), uuid=None))
+    service.session.answer = answer(Code.OK, {"uuid": str(PC)})
+    path = "/api/v1/candidates/home1/02-00-00-00-00-07/identify"
+    for _ in range(2):
+        status, error = await raw(
+            service, "POST", path, json={"credential": LOGIN}, headers={"Idempotency-Key": "k"}
+        )
+        assert (status, error["error"]) == (409, "CONFLICT")
+        assert "pinned to certificate" in error["errorDescription"]
+    assert len(service.session.calls) == 1
+
+
 async def test_an_unknown_candidate_is_not_found(service: Service) -> None:
     path = "/api/v1/candidates/home1/02-00-00-00-00-07/identify"
     assert (await refused(service, "POST", path, {"credential": LOGIN})).status == 404

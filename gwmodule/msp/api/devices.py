@@ -36,7 +36,7 @@ from gwmodule.msp.api.shown import shown_audit, shown_device, shown_host
 from gwmodule.msp.api.streams import OpenStreams
 from gwmodule.msp.labels import NO_LABEL, Label, Labels
 from gwmodule.msp.records import Device, State
-from gwmodule.msp.registry import ALL, Registry
+from gwmodule.msp.registry import ALL, Registry, RegistryConflict
 from gwmodule.msp.seam import SessionsSeam
 from gwmodule.msp.vault import Vault
 from gwmodule.wire.notices import NO_MAC, NO_UUID, format_mac, parse_mac
@@ -243,9 +243,13 @@ class Devices:
         uuid = uuid_of(result)
         if uuid is None or uuid == NO_UUID:
             raise ApiError(502, "DEVICE_ANSWER", "the device did not tell its UUID")
-        return await self._registry.identified(
-            gateway, mac, uuid, self._clock(), actor=asked.actor, realm=realm_of(result)
-        )
+        try:
+            return await self._registry.identified(
+                gateway, mac, uuid, self._clock(), actor=asked.actor, realm=realm_of(result)
+            )
+        except RegistryConflict as exc:
+            # An answer, and kept as one: a repetition of the request must hear it too.
+            raise ApiError(409, "CONFLICT", str(exc)) from exc
 
     # Stored logins.
 
