@@ -184,6 +184,28 @@ async def test_a_call_is_in_the_audit_with_its_outcome_and_its_user(service: Ser
     assert calls[0]["detail"]["user"] == "admin"
 
 
+async def test_the_audit_tells_what_was_asked_for_and_no_secret(service: Service) -> None:
+    for function, arguments in (
+        ("power.set", {"state": "reset"}),
+        ("boot.once", {"device": "uefi-https", "url": "https://x/?key=secret", "sol": True}),
+        ("consent.send", {"code": 123456}),
+        ("nvm.write", {"enterprise": "x" * 100, "block": 1, "data": "c2VjcmV0", "more": "secret"}),
+        ("wsman.put", {"class": "AMT_X", "properties": {"Password": "secret"}}),
+        ("eventlog.get", {"limit": 3}),
+    ):
+        body = {"function": function, "arguments": arguments, "credential": LOGIN}
+        await service.client.request("POST", f"{DEVICE}/call", body)
+    entries = [e for e in await service.registry.audit_entries(uuid=PC) if e.action == "call"]
+    assert [entry.detail.get("arguments") for entry in reversed(entries)] == [
+        "state=reset",
+        "device=uefi-https sol=True",
+        None,
+        f"enterprise={'x' * 64} block=1",
+        "class=AMT_X",
+        None,
+    ]
+
+
 async def test_who_switches_is_told_to_those_whose_streams_it_closes(service: Service) -> None:
     body = {"function": "power.set", "arguments": {"state": "reset"}, "credential": LOGIN}
     await service.client.request("POST", f"{DEVICE}/call", body)

@@ -55,6 +55,9 @@ from gwmodule.wire.notices import NO_UUID, format_mac
 MAX_ARGUMENTS = 15 * 1024
 # What closes other technicians' streams tells them whose doing it is.
 _SAYS_WHO = frozenset({"power.set"})
+# Arguments that are never in the audit: who is its actor; the others may hold a secret.
+_UNTOLD = frozenset({"by", "code", "data", "url"})
+MAX_TOLD = 64
 # These can change the device's own accounts, and so outlive every right that we could take away.
 _RAW_WRITES = frozenset({"wsman.put", "wsman.invoke"})
 _POWER_STATE = next(a for a in CATALOGUE["power.set"].arguments if a.name == "state")
@@ -204,6 +207,8 @@ class Calls:
                 "user": credential.username,
                 "outcome": outcome,
             }
+            if told := _told(body):
+                detail["arguments"] = told
             await self.record(asked.principal, "call", place.gateway, place.device, detail)
         if result.code is not Code.OK:
             raise ApiError(
@@ -399,6 +404,19 @@ def _arguments(body: CallRequest, actor: str) -> bytes:
             f"arguments of {len(arguments)} bytes, maximum {MAX_ARGUMENTS}",
         )
     return arguments
+
+
+def _told(body: CallRequest) -> str:
+    """The arguments of a call that changes something, for the audit."""
+    function = CATALOGUE.get(body.function)
+    if function is None or not function.changes_state:
+        return ""
+    given = {a.name: body.arguments.get(a.name) for a in function.arguments}
+    return " ".join(
+        f"{name}={str(value)[:MAX_TOLD]}"
+        for name, value in given.items()
+        if name not in _UNTOLD and isinstance(value, str | int)
+    )
 
 
 def _header_login(request: web.Request) -> Login | None:
