@@ -10,6 +10,8 @@ export class Refused extends Error {
   }
 }
 
+const ENDED = "Your session has ended. Sign in again to go on where you were.";
+
 let onSignedOut = () => {};
 export function whenSignedOut(act) { onSignedOut = act; }
 
@@ -38,9 +40,16 @@ export async function signIn(username, password) {
   sessionStorage.setItem(KEY, answer.token);
 }
 
+// Nothing stays in the tab, not even the seats at serial lines.
 export function signOut() {
+  sessionStorage.clear();
+  onSignedOut("");
+}
+
+// The same person may come back to his seats.
+export function sessionEnded() {
   sessionStorage.removeItem(KEY);
-  onSignedOut();
+  onSignedOut(ENDED);
 }
 
 export async function request(method, path, body, headers = {}) {
@@ -66,10 +75,8 @@ export async function request(method, path, body, headers = {}) {
   const text = await response.text();
   let answer = null;
   try { answer = text ? JSON.parse(text) : null; } catch { /* told by the status */ }
-  if (response.status === 401 && token) {
-    sessionStorage.removeItem(KEY);
-    onSignedOut();
-  }
+  // Of several requests the first one tells.
+  if (response.status === 401 && token && token === sessionStorage.getItem(KEY)) sessionEnded();
   if (!response.ok) throw new Refused(response.status, answer?.error, answer?.errorDescription);
   return answer;
 }
@@ -87,7 +94,8 @@ export async function redirectionToken(guid) {
   return (await get(`/api/v1/authorize/redirection/${guid}`)).token;
 }
 
-// Server-sent events, read with fetch because EventSource sends no headers. Returns a stop function.
+// Server-sent events, read with fetch because EventSource sends no headers. "connected" is told each
+// time they begin, because what happened before was not. Returns a stop function.
 export function events(onEvent) {
   const control = new AbortController();
   (async () => {
@@ -98,6 +106,7 @@ export function events(onEvent) {
           signal: control.signal, cache: "no-store", credentials: "omit",
         });
         if (response.ok) {
+          onEvent("connected", {});
           await read(response.body.pipeThrough(new TextDecoderStream()).getReader(), onEvent);
           wait = 1000;
         } else if (response.status < 500) return;

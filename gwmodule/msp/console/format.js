@@ -1,5 +1,8 @@
 // Times, sizes and states in words.
 
+// Two rounds of a gateway's probes.
+const FRESH = 600_000;
+
 export function age(iso, now = Date.now()) {
   if (!iso) return "never";
   const seconds = Math.max(0, (now - Date.parse(iso)) / 1000);
@@ -19,6 +22,16 @@ export function time(value) {
     `${pad(moment.getHours())}:${pad(moment.getMinutes())}:${pad(moment.getSeconds())}`;
 }
 
+// For who wants it exactly: with the day of the week, the zone, and the same in UTC.
+export function fullTime(value) {
+  const moment = new Date(typeof value === "number" ? value * 1000 : value);
+  if (Number.isNaN(moment.valueOf())) return String(value);
+  return `${moment.toLocaleString(undefined, { dateStyle: "full", timeStyle: "long" })} (${moment.toISOString()})`;
+}
+
+// AMT's UUIDs begin alike for a whole make of PCs and differ at the end.
+export function shortGuid(guid) { return `…${guid.slice(-12)}`; }
+
 export function milliseconds(seconds) {
   if (seconds === null || seconds === undefined) return "–";
   const ms = seconds * 1000;
@@ -37,11 +50,10 @@ export function words(name) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
-// How sure we are that the device would answer now.
+// How sure we are that the device would answer now. `since`: the last verified answer.
 export function presence(device) {
   if (!device.connectionStatus) return { class: "off", text: device.gone ? "gone" : "gateway away" };
   if (!device.lastAnswer) return { class: "off", text: "no answer yet" };
-  const seconds = (Date.now() - Date.parse(device.lastAnswer)) / 1000;
-  if (seconds < 600) return { class: "on", text: age(device.lastAnswer) };
-  return { class: "old", text: age(device.lastAnswer) };
+  const fresh = Date.now() - Date.parse(device.lastAnswer) < FRESH;
+  return { class: fresh ? "on" : "old", since: device.lastAnswer };
 }

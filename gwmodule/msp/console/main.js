@@ -1,6 +1,6 @@
-import { claims, may, signedIn, signOut, whenSignedOut } from "./api.js";
+import { claims, may, sessionEnded, signedIn, signOut, whenSignedOut } from "./api.js";
 import { h, replace } from "./dom.js";
-import { route, show } from "./router.js";
+import { leave, newMain, route, show } from "./router.js";
 import { auditView } from "./views/audit.js";
 import { deviceView } from "./views/device.js";
 import { devicesView } from "./views/devices.js";
@@ -17,12 +17,14 @@ route(/^\/gateways$/, gatewaysView, "Gateways");
 route(/^\/users$/, usersView, "Users");
 route(/^\/audit$/, auditView, "Audit");
 
-function start() {
+function start(said = "") {
   const bar = document.getElementById("bar");
   bar.hidden = !signedIn();
   if (!signedIn()) {
+    leave();
     document.title = "Sign in · gwmodule";
-    signInView(document.getElementById("main"), start);
+    document.querySelectorAll("dialog").forEach((dialog) => dialog.close());
+    signInView(newMain(), start, said);
     return;
   }
   const { sub, role, tenant } = claims();
@@ -37,5 +39,5 @@ function start() {
 }
 
 whenSignedOut(start);
-addEventListener("hashchange", () => { if (signedIn()) show(); else start(); });
+addEventListener("hashchange", () => { if (signedIn()) show(); else if (!document.getElementById("bar").hidden) sessionEnded(); });
 start();

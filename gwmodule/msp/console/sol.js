@@ -17,6 +17,8 @@ const PIECE = 4096;
 const FINAL = new Set([1000, 4001, 4009, 4032, 4033, 4034, 4067, 4069, 4070, 4073, 4074]);
 // What a technician may look back at and download.
 const MAX_LOG = 16 * 1024 * 1024;
+// A line says a few bytes at a time, and an array for each would take ten times their room.
+const LOG_BLOCK = 64 * 1024;
 
 export class SolConnection extends EventTarget {
   #guid;
@@ -32,7 +34,7 @@ export class SolConnection extends EventTarget {
   #pings = new Map();
   #pingNumber = 0;
   #log = [];
-  #logSize = 0;
+  #logEnd = 0;
   wanted = false;
   status = { state: "closed", writer: false, holder: "", stream: 0, reason: "" };
 
@@ -84,7 +86,10 @@ export class SolConnection extends EventTarget {
   }
 
   // What the device said, byte for byte; a line says where bytes may be missing.
-  log() { return new Blob(this.#log, { type: "application/octet-stream" }); }
+  log() {
+    const blocks = this.#log.map((block, index) => (index < this.#log.length - 1 ? block : block.subarray(0, this.#logEnd)));
+    return new Blob(blocks, { type: "application/octet-stream" });
+  }
 
   #retry(delay) {
     clearTimeout(this.#timer);
@@ -156,7 +161,7 @@ export class SolConnection extends EventTarget {
     this.#attempt = 0;
     const same = message.console === this.#place.console;
     const missing = same ? message.lost : message.offset;
-    if (!same && this.#logSize > 0) this.#note("a new session; output between may be missing", true);
+    if (!same && this.#log.length > 0) this.#note("a new session; output between may be missing", true);
     if (missing > 0) this.#note(`${missing} bytes are no longer kept by the service`, true);
     this.#place = { console: message.console, seat: message.seat, offset: message.offset, mark: message.mark };
     this.#shown = this.#acknowledged = message.offset;
@@ -176,9 +181,17 @@ export class SolConnection extends EventTarget {
   }
 
   #keep(bytes) {
-    this.#log.push(bytes);
-    this.#logSize += bytes.length;
-    while (this.#logSize > MAX_LOG) this.#logSize -= this.#log.shift().length;
+    for (let start = 0; start < bytes.length;) {
+      if (this.#log.length === 0 || this.#logEnd === LOG_BLOCK) {
+        this.#log.push(new Uint8Array(LOG_BLOCK));
+        this.#logEnd = 0;
+        if (this.#log.length > MAX_LOG / LOG_BLOCK) this.#log.shift();
+      }
+      const part = bytes.subarray(start, start + LOG_BLOCK - this.#logEnd);
+      this.#log.at(-1).set(part, this.#logEnd);
+      this.#logEnd += part.length;
+      start += part.length;
+    }
   }
 
   #closed(event) {

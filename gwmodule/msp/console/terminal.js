@@ -4,8 +4,19 @@
 const MIN_COLUMNS = 80;
 const FONT_SIZES = [15, 14, 13, 12, 11, 10, 9, 8, 7, 6];
 const SCROLLBACK = 20000;
-// VT100+, which firmware calls "VT-UTF8" or "PC ANSI" too: ESC and one character.
-const VT100_PLUS = "1234567890!@";
+// What keys send. VT100+, which firmware calls "VT-UTF8" or "PC ANSI" too, is ESC and one character
+// where xterm has a sequence.
+const XTERM = {
+  F1: "\x1bOP", F2: "\x1bOQ", F3: "\x1bOR", F4: "\x1bOS", F5: "\x1b[15~", F6: "\x1b[17~",
+  F7: "\x1b[18~", F8: "\x1b[19~", F9: "\x1b[20~", F10: "\x1b[21~", F11: "\x1b[23~", F12: "\x1b[24~",
+  Insert: "\x1b[2~", Delete: "\x1b[3~", Home: "\x1b[H", End: "\x1b[F", PageUp: "\x1b[5~", PageDown: "\x1b[6~",
+};
+const VT100_PLUS = {
+  F1: "\x1b1", F2: "\x1b2", F3: "\x1b3", F4: "\x1b4", F5: "\x1b5", F6: "\x1b6",
+  F7: "\x1b7", F8: "\x1b8", F9: "\x1b9", F10: "\x1b0", F11: "\x1b!", F12: "\x1b@",
+  Insert: "\x1b+", Delete: "\x1b-", Home: "\x1bh", End: "\x1bk", PageUp: "\x1b?", PageDown: "\x1b/",
+};
+const ARROWS = { ArrowUp: "A", ArrowDown: "B", ArrowRight: "C", ArrowLeft: "D" };
 
 export class Terminal {
   static async create(container, { onBytes, onLeave }) {
@@ -14,7 +25,7 @@ export class Terminal {
     ]).catch(() => { throw new Error("The terminal is not installed on the service: run make setup."); });
     return new Terminal(new Xterm({
       documentOverride: documentWithoutInlineStyles(),
-      cursorBlink: true,
+      cursorBlink: !matchMedia("(prefers-reduced-motion: reduce)").matches,
       fontFamily: getComputedStyle(document.documentElement).getPropertyValue("--mono").trim(),
       fontSize: FONT_SIZES[0],
       scrollback: SCROLLBACK,
@@ -27,7 +38,8 @@ export class Terminal {
 
   constructor(xterm, fit, container, onBytes, onLeave) {
     this.xterm = xterm;
-    this.functionKeys = localStorage.getItem("gwmodule.functionKeys") ?? "xterm";
+    this.keys = localStorage.getItem("gwmodule.keys") ?? "xterm";
+    this.textSize = Number(localStorage.getItem("gwmodule.textSize") ?? 0);
     this.fitAddon = fit;
     xterm.loadAddon(fit);
     // The scrollbar's rules are made with the page's own document, whatever is overridden.
@@ -48,7 +60,14 @@ export class Terminal {
 
   write(bytes, drawn) { this.xterm.write(bytes, drawn); }
   focus() { this.xterm.focus(); }
-  clear() { this.xterm.reset(); }
+
+  setKeys(kind) { this.keys = localStorage["gwmodule.keys"] = kind; }
+
+  // In pixels; 0: the largest at which 80 columns fit.
+  setTextSize(size) {
+    this.textSize = localStorage["gwmodule.textSize"] = size;
+    this.fit();
+  }
 
   // The selection, or all that is kept.
   text() {
@@ -65,11 +84,12 @@ export class Terminal {
   }
 
   fit() {
-    for (const size of FONT_SIZES) {
+    const sizes = this.textSize ? [this.textSize] : FONT_SIZES;
+    for (const size of sizes) {
       this.xterm.options.fontSize = size;
       const found = this.fitAddon.proposeDimensions();
       if (!found || Number.isNaN(found.cols)) return;
-      if (found.cols >= MIN_COLUMNS || size === FONT_SIZES.at(-1)) {
+      if (found.cols >= MIN_COLUMNS || size === sizes.at(-1)) {
         this.xterm.resize(Math.max(found.cols, MIN_COLUMNS), Math.max(found.rows, 5));
         return;
       }
@@ -81,10 +101,10 @@ export class Terminal {
     this.xterm.dispose();
   }
 
-  functionKey(number) {
-    if (this.functionKeys === "vt100+") return `\x1b${VT100_PLUS[number - 1]}`;
-    return ["\x1bOP", "\x1bOQ", "\x1bOR", "\x1bOS", "\x1b[15~", "\x1b[17~", "\x1b[18~", "\x1b[19~",
-      "\x1b[20~", "\x1b[21~", "\x1b[23~", "\x1b[24~"][number - 1];
+  // What the key of this name sends (KeyboardEvent.key); undefined for keys that are text.
+  sequence(key) {
+    if (key in ARROWS) return `\x1b${this.xterm.modes.applicationCursorKeysMode ? "O" : "["}${ARROWS[key]}`;
+    return (this.keys === "vt100+" ? VT100_PLUS : XTERM)[key];
   }
 
   #key(event, onBytes, onLeave) {
@@ -95,9 +115,8 @@ export class Terminal {
       return false;
     }
     if (event.ctrlKey && event.shiftKey && event.code === "KeyC") return false;
-    const number = Number(/^F(\d+)$/.exec(event.key)?.[1] ?? 0);
-    if (number && !event.ctrlKey && !event.altKey && !event.shiftKey && this.functionKeys === "vt100+") {
-      if (event.type === "keydown") onBytes(new TextEncoder().encode(this.functionKey(number)));
+    if (this.keys === "vt100+" && event.key in VT100_PLUS && !event.ctrlKey && !event.altKey && !event.shiftKey) {
+      if (event.type === "keydown") onBytes(new TextEncoder().encode(VT100_PLUS[event.key]));
       event.preventDefault();
       return false;
     }

@@ -1,20 +1,25 @@
 import { get } from "../api.js";
-import { h, replace, table } from "../dom.js";
-import { time } from "../format.js";
+import { h, moment, table } from "../dom.js";
+import { shortGuid } from "../format.js";
+import { mount } from "../router.js";
+
+const LIMIT = 500;
 
 export async function auditView(main) {
-  const limit = 500;
-  replace(main, h("div", { class: "heading" }, h("h1", {}, "Audit")), auditTable(await get(`/api/v1/audit?limit=${limit}`)));
+  const entries = await get(`/api/v1/audit?limit=${LIMIT}`);
+  mount(main, h("div", { class: "heading" }, h("h1", {}, "Audit"),
+    h("span", { class: "summary" }, entries.length < LIMIT ? `${entries.length} entries` : `the last ${LIMIT} entries; gwmodule-msp audit has them all`)),
+  auditTable(entries));
 }
 
 export function auditTable(entries) {
   return table([
-    { title: "Time", class: "code", cell: (e) => time(e.at) },
-    { title: "Who", cell: (e) => e.actor },
-    { title: "What", cell: (e) => e.action },
-    { title: "Gateway", cell: (e) => e.gateway },
-    { title: "Device", class: "code", cell: (e) => e.guid && h("a", { href: `#/devices/${e.guid}` }, e.guid.slice(0, 8)) },
-    { title: "Detail", class: "wide", cell: (e) => detail(e.detail) },
+    { title: "Time", class: "code bare", cell: (e) => moment(e.at) },
+    { title: "Who", class: "bare", cell: (e) => e.actor },
+    { title: "What", class: "bare", cell: (e) => e.action },
+    { title: "Gateway", class: "bare", cell: (e) => e.gateway },
+    { title: "Device", class: "code bare", cell: (e) => e.guid && h("a", { href: `#/devices/${e.guid}`, title: e.guid }, shortGuid(e.guid)) },
+    { title: "Detail", class: "wide bare", cell: (e) => detail(e.detail) },
   ], entries);
 }
 

@@ -1,16 +1,24 @@
 import { call, get, may, request } from "../api.js";
-import { busy, choice, copy, dialog, facts, field, h, notice, replace, table } from "../dom.js";
-import { age, size, time, words } from "../format.js";
-import { go } from "../router.js";
+import { ago, busy, choice, copy, dialog, facts, field, h, moment, notice, replace, table } from "../dom.js";
+import { size, time, words } from "../format.js";
+import { keepFresh } from "../live.js";
+import { go, mount, problem } from "../router.js";
 import { auditTable } from "./audit.js";
 import { contested, nameOf, presenceMark, tags } from "./devices.js";
 
 const TABS = { overview: "Overview", inventory: "Inventory", events: "Event log", explain: "Explain", audit: "Audit" };
 // What needs the device, or is about people, is for technicians.
 const ALL_MAY = new Set(["overview", "explain"]);
+const LOST = "Whatever is not saved on the PC is lost.";
+// AMT refuses these while somebody looks at the serial line, so the gateway ends that first.
+const ENDS = "An open terminal is closed and told why.";
+const ASKS = "The PC's operating system is asked and does it in its own time, or not at all.";
 const POWER = [
-  ["on", "On"], ["reset", "Reset"], ["cycle", "Power cycle"], ["off", "Off"],
-  ["soft-reset", "Ask the OS to restart"], ["soft-off", "Ask the OS to shut down"],
+  ["on", "On", "The PC is switched on. One that is on already stays as it is."],
+  ["reset", "Reset", `The PC restarts at once, as with its reset button. ${LOST}`],
+  ["cycle", "Power cycle", `The PC is switched off and on again at once. ${LOST} ${ENDS}`],
+  ["off", "Off", `The PC is switched off at once, as if its button were held down. ${LOST} ${ENDS}`],
+  ["soft-reset", "Ask the OS to restart", ASKS], ["soft-off", "Ask the OS to shut down", `${ASKS} ${ENDS}`],
 ];
 const RESULTS = new Set(["ok", "note", "failed", "skipped"]);
 export const BOOTS = [
@@ -21,10 +29,11 @@ export const BOOTS = [
 export async function deviceView(main, guid, tab = "overview") {
   const device = await get(`/api/v1/devices/${guid}`);
   const name = nameOf(device);
-  document.title = `${name} · gwmodule`;
-  const mark = h("span", {}, presenceMark(device), contested(device));
+  main.dataset.title = name;
+  const marks = (now) => [presenceMark(now, "answered ", " ago"), contested(now)];
+  const mark = h("span", {}, marks(device));
   const pane = h("section", { role: "tabpanel", "aria-label": TABS[tab] ?? TABS.overview });
-  replace(main,
+  mount(main,
     h("div", { class: "heading" },
       h("h1", {}, name), mark,
       h("a", { class: "button primary", href: `#/devices/${guid}/terminal` }, "Terminal")),
@@ -32,12 +41,9 @@ export async function deviceView(main, guid, tab = "overview") {
       h("a", { role: "tab", href: `#/devices/${guid}/${key}`, "aria-selected": String(key === tab), tabindex: key === tab ? 0 : -1 }, text))),
     pane);
   const view = { overview, inventory, events: eventLog, explain, audit }[tab] ?? overview;
-  const clock = setInterval(async () => {
-    const now = await get(`/api/v1/devices/${guid}`).catch(() => null);
-    if (now) replace(mark, presenceMark(now), contested(now));
-  }, 10000);
-  view(pane, device).catch((error) => replace(pane, h("p", { class: "error" }, error.message)));
-  return () => clearInterval(clock);
+  const draw = () => view(pane, device).catch((error) => replace(pane, problem(error, draw)));
+  draw();
+  return keepFresh(async () => replace(mark, marks(await get(`/api/v1/devices/${guid}`))), { kinds: [], every: 10000 });
 }
 
 function arrowKeys(event) {
@@ -58,32 +64,39 @@ async function overview(pane, device) {
 
 function power(device) {
   const state = h("span", { class: "value" }, "not asked yet");
+  const say = (text) => replace(state, text);
   const ask = async () => {
-    state.textContent = "asking…";
+    say("asking…");
     try {
-      const answer = await call(device.guid, "power.get");
-      state.textContent = body(answer).power_state_name ?? "unknown";
+      say(body(await call(device.guid, "power.get")).power_state_name ?? "unknown");
     } catch (error) {
-      state.textContent = error.message;
+      say(error.message);
     }
   };
-  const act = async (key, text) => {
-    const sure = await dialog({
-      title: `${text}: ${nameOf(device)}?`, confirm: text, danger: key !== "on",
-      text: key === "on" ? "" : "Whatever is not saved on the PC is lost. An open terminal is told why.",
-    });
-    if (!sure) return;
-    state.textContent = `${text.toLowerCase()}…`;
-    const answer = body(await call(device.guid, "power.set", { state: key, wait: 10 }));
-    notice(`${answer.requested_name ?? key}: done${answer.verified === false ? ", but the new state was not seen yet" : ""}`);
-    state.textContent = answer.power_state_name ?? "unknown";
+  const act = async (key, text, effect) => {
+    if (!await dialog({ title: `${text}: ${nameOf(device)}?`, confirm: text, danger: key !== "on", text: effect })) return;
+    say(`${text.toLowerCase()}…`);
+    const set = (force) => call(device.guid, "power.set", { state: key, wait: 10, ...force });
+    try {
+      const answer = body(await set().catch(async (error) => {
+        if (error.error !== "BUSY") throw error;
+        const anyway = { title: "Close the terminal of somebody else?", text: `${error.message}.`, confirm: `${text} anyway`, danger: true };
+        if (!await dialog(anyway)) throw error;
+        return set({ force: true });
+      }));
+      notice(`${answer.requested_name ?? key}: done${answer.verified === false ? ", but the new state was not seen yet" : ""}`);
+      say(answer.power_state_name ?? "unknown");
+    } catch (error) {
+      say("not known: ask again");
+      throw error;
+    }
   };
   if (may("technician")) ask();
   return h("div", { class: "panel" }, h("h2", {}, "Power"),
     h("p", { class: "state", "aria-live": "polite" }, state,
       may("technician") && h("button", { type: "button", class: "plain", onclick: ask }, "Ask again")),
-    may("technician") && h("div", { class: "buttons" }, POWER.map(([key, text]) =>
-      h("button", { type: "button", onclick: (event) => busy(event.target, () => act(key, text)) }, text))));
+    may("technician") && h("div", { class: "buttons" }, POWER.map(([key, text, effect]) =>
+      h("button", { type: "button", title: effect, onclick: (event) => busy(event.target, () => act(key, text, effect)) }, text))));
 }
 
 function boot(device) {
@@ -99,7 +112,7 @@ function boot(device) {
       const now = values.get("power") === "now";
       const text = BOOTS.find(([key]) => key === values.get("device"))[1];
       await busy(event.submitter, async () => {
-        if (now && !await dialog({ title: `Restart into ${text}?`, confirm: "Restart", danger: true, text: "Whatever is not saved on the PC is lost." })) return;
+        if (now && !await dialog({ title: `Restart ${nameOf(device)}?`, confirm: "Restart", danger: true, text: `It starts ${text} once: a PC that is on is reset, and one that is off switched on. ${LOST}` })) return;
         const args = { device: values.get("device"), power: values.get("power") };
         if (args.device === "uefi-https") args.url = values.get("url");
         const answer = body(await call(device.guid, "boot.once", args));
@@ -119,15 +132,16 @@ function record(device) {
   const claim = device.claim;
   return h("div", { class: "panel" }, h("h2", {}, "Record"),
     claim && h("p", { class: "warning" }, `Contested: ${claim.reason || "another place claims this device"}. ` +
-      `Claimed by ${claim.gateway}, ${claim.mac ?? "MAC unknown"}, ${claim.address}, ${time(claim.at)}.`),
+      `Claimed by ${claim.gateway}, ${claim.mac ?? "MAC unknown"}, ${claim.address}, ${time(claim.at)}. ` +
+      "It stays usable where it proved itself last."),
     facts([
-      ["UUID", h("span", { class: "code" }, device.guid, " ", h("button", { type: "button", class: "plain", onclick: (event) => copy(device.guid, event.target) }, "Copy"))],
+      ["UUID", h("span", { class: "code" }, device.guid, " ", h("button", { type: "button", class: "plain", onclick: (event) => busy(event.currentTarget, () => copy(device.guid, event.currentTarget)) }, "Copy", h("span", { class: "unseen" }, " the UUID")))],
       ["Host name", device.hostname], ["Friendly name", device.friendlyName], ["State", device.state],
       ["Address", h("span", { class: "code" }, `${device.address}${device.mac ? `  ${device.mac}` : ""}`)],
       ["Gateway", `${device.gateway}${device.gatewayAddress ? ` (${device.gatewayAddress}:${device.gatewayPort})` : ""}`],
-      ["Last answer", device.lastAnswer && `${age(device.lastAnswer)} ago, ${time(device.lastAnswer)}`],
-      ["First seen", time(device.firstSeen)], ["Last seen", time(device.lastSeen)], ["Gone since", time(device.gone)],
-      ["Known by", device.source], ["Proved", time(device.proved)],
+      ["Last answer", device.lastAnswer && h("span", {}, ago(device.lastAnswer), " ago, ", moment(device.lastAnswer))],
+      ["First seen", moment(device.firstSeen)], ["Last seen", moment(device.lastSeen)], ["Gone since", moment(device.gone)],
+      ["Known by", device.source], ["Proved", moment(device.proved)],
       ["Firmware", device.server], ["Realm", device.realm], ["Ports", (device.ports ?? []).join(", ")],
       ["TLS", device.tls],
       ["Certificate", device.pin && h("span", { class: "code wrap" }, device.pin)],
@@ -148,7 +162,7 @@ async function login(device) {
       await busy(event.submitter, async () => {
         await request("PUT", `/api/v1/devices/${device.guid}/credential`, values);
         form.reset();
-        said.textContent = `${values.username} is stored. The password is never shown.`;
+        replace(said, `${values.username} is stored. The password is never shown.`);
         notice("The login is stored.");
       });
     },
@@ -160,9 +174,9 @@ async function login(device) {
     h("div", { class: "buttons" }, h("button", {}, "Store"),
       stored?.username && h("button", {
         type: "button", class: "danger", onclick: (event) => busy(event.target, async () => {
-          if (!await dialog({ title: "Remove the stored login?", confirm: "Remove", danger: true })) return;
+          if (!await dialog({ title: "Remove the stored login?", confirm: "Remove", danger: true, text: "Until one is stored again, nothing can be done with this device from here. Its own login stays as it is." })) return;
           await request("DELETE", `/api/v1/devices/${device.guid}/credential`);
-          said.textContent = "No login is stored for this device.";
+          replace(said, "No login is stored for this device.");
         }),
       }, "Remove"))] : null);
   return form;
@@ -195,14 +209,14 @@ function forget(device) {
   return h("div", { class: "panel" }, h("h2", {}, "Administration"), h("div", { class: "buttons" },
     device.pin && h("button", {
       type: "button", onclick: (event) => busy(event.target, async () => {
-        if (!await dialog({ title: "Trust the next certificate?", confirm: "Trust", danger: true, text: "Only after somebody changed the certificate on purpose." })) return;
+        if (!await dialog({ title: "Trust the next certificate?", confirm: "Trust", danger: true, text: `${nameOf(device)} is believed to be whoever shows the next certificate. Only after somebody changed it on purpose.` })) return;
         await request("POST", `/api/v1/devices/${device.guid}/unpin`);
         notice("The next certificate will be pinned.");
       }),
     }, "Reset the pinned certificate"),
     h("button", {
       type: "button", class: "danger", onclick: (event) => busy(event.target, async () => {
-        if (!await dialog({ title: `Forget ${nameOf(device)}?`, confirm: "Forget", danger: true, text: "It comes back when it is seen again." })) return;
+        if (!await dialog({ title: `Forget ${nameOf(device)}?`, confirm: "Forget", danger: true, text: "Its record, labels and stored login are removed. It comes back when it is seen again, without them." })) return;
         await request("DELETE", `/api/v1/devices/${device.guid}`);
         go("/devices");
       }),
@@ -233,10 +247,10 @@ async function eventLog(pane, device) {
   replace(pane,
     h("p", { class: "faint" }, `${found.records.length} records${found.capacity ? ` of at most ${found.capacity}` : ""}${found.frozen ? "; the log is frozen" : ""}`),
     table([
-      { title: "Time", class: "code", cell: (r) => time(r.time) },
+      { title: "Time", class: "code bare", cell: (r) => moment(r.time) },
       { title: "Severity", cell: (r) => text(r.severity_name ?? r.severity) },
       { title: "From", cell: (r) => text(r.entity_name ?? r.entity) },
-      { title: "Event", class: "wide", cell: (r) => text(r.text) },
+      { title: "Event", class: "wide bare", cell: (r) => text(r.text) },
     ], found.records, { empty: "The event log is empty." }));
 }
 

@@ -1,6 +1,8 @@
-import { events, get } from "../api.js";
-import { h, replace, table } from "../dom.js";
-import { age, presence } from "../format.js";
+import { get, may } from "../api.js";
+import { ago, h, liveTable, replace, visible } from "../dom.js";
+import { presence, shortGuid } from "../format.js";
+import { keepFresh } from "../live.js";
+import { mount } from "../router.js";
 
 // What a person can look through; the search narrows the rest down.
 const SHOWN = 500;
@@ -9,63 +11,66 @@ let lastSearch = "";
 
 export async function devicesView(main) {
   let devices = [];
-  const summary = h("span", { class: "summary" });
-  const list = h("div");
+  const summary = h("span", { class: "summary", role: "status" });
+  const list = liveTable(COLUMNS, { key: (d) => d.guid, also: (d) => presence(d).class, limit: SHOWN });
   const search = h("input", {
     type: "search", value: lastSearch, placeholder: "Host, UUID, address, gateway, #tag", "aria-label": "Search devices",
     oninput: () => { lastSearch = search.value; draw(); },
+    onkeydown: (event) => { if (event.key === "Enter") open(); },
   });
-  replace(main, h("div", { class: "heading" }, h("h1", {}, "Devices"), summary, search), list);
 
   const load = async () => {
-    const answer = await get(`/api/v1/devices?$top=${FETCHED}&$count=true`);
-    devices = answer.data;
+    devices = (await get(`/api/v1/devices?$top=${FETCHED}&$count=true`)).data;
     draw();
   };
   const draw = () => {
     const found = devices.filter(matcher(lastSearch));
     const connected = devices.filter((device) => device.connectionStatus).length;
-    summary.textContent = `${found.length} of ${devices.length}, ${connected} connected` +
-      (found.length > SHOWN ? `; the first ${SHOWN} are shown` : "");
-    replace(list, table(COLUMNS, found.slice(0, SHOWN), {
-      empty: devices.length ? "No device matches." : "No device has registered yet.",
-    }));
+    replace(summary, devices.length > 0 && `${found.length} of ${devices.length}, ${connected} connected${found.length > SHOWN ? `; the first ${SHOWN} are shown` : ""}`);
+    list.update(found, devices.length ? "No device matches." : firstSteps());
+  };
+  // The one that is meant, or the first of several to choose from.
+  const open = () => {
+    const links = list.element.querySelectorAll("tbody .name");
+    if (links.length === 1) links[0].click();
+    else links[0]?.focus();
   };
   await load();
-  search.focus();
-
-  let pending = null;
-  const stopEvents = events((kind) => {
-    if (!["device", "gateway", "lagged"].includes(kind) || pending !== null) return;
-    pending = setTimeout(() => { pending = null; load().catch(() => {}); }, 1000);
-  });
-  // Ages go on while nothing happens.
-  const clock = setInterval(draw, 10000);
-  return () => { stopEvents(); clearTimeout(pending); clearInterval(clock); };
+  mount(main, h("div", { class: "heading" }, h("h1", {}, "Devices"), summary, search), list.element);
+  // On a telephone the keyboard would hide the list.
+  if (matchMedia("(pointer: fine)").matches) search.focus();
+  return keepFresh(load, { kinds: ["device", "gateway"], every: 30000 });
 }
 
+const firstSteps = () => [
+  h("p", {}, "No device has registered yet. First ", may("admin") ? h("a", { href: "#/gateways" }, "enrol a gateway") : "an admin enrols a gateway",
+    " beside the PCs. Once its link is up:"),
+  h("ul", {},
+    h("li", {}, "A PC whose AMT is new registers by itself when its setup server is the gateway’s address."),
+    h("li", {}, "A PC whose AMT has a login already is found by the gateway: ", h("code", {}, "gwmodule-msp candidates"),
+      " lists it, ", h("code", {}, "gwmodule-msp identify"), " registers it."))];
+
 const COLUMNS = [
-  { title: "Host", cell: (d) => h("a", { href: `#/devices/${d.guid}`, class: "name" }, nameOf(d)) },
-  { title: "Last answer", cell: presenceMark },
-  { title: "State", cell: (d) => [d.state, contested(d)] },
-  { title: "Address", class: "code", cell: (d) => d.address },
-  { title: "Gateway", cell: (d) => d.gateway },
-  { title: "Tags", cell: (d) => tags(d.tags ?? []) },
-  { title: "UUID", class: "code faint", cell: (d) => h("span", { title: d.guid }, d.guid.slice(0, 8)) },
-  { title: "", class: "end", cell: (d) => h("a", { href: `#/devices/${d.guid}/terminal`, "aria-label": `Terminal of ${nameOf(d)}` }, "Terminal") },
+  { title: "Host", class: "first", cell: (d) => h("a", { href: `#/devices/${d.guid}`, class: "name", title: nameOf(d) }, nameOf(d)), sort: (d) => nameOf(d) },
+  { title: "Last answer", class: "bare", cell: (d) => presenceMark(d), sort: (d) => d.lastAnswer ?? "" },
+  { title: "State", class: "bare", cell: (d) => [d.state, contested(d)], sort: (d) => `${d.state}${d.contested}` },
+  { title: "Address", class: "code bare", cell: (d) => d.address, sort: (d) => d.address },
+  { title: "Gateway", class: "bare", cell: (d) => d.gateway, sort: (d) => d.gateway },
+  { title: "Tags", class: "bare", cell: (d) => tags(d.tags ?? []) },
+  { title: "UUID", class: "code faint bare", cell: (d) => h("span", { title: d.guid }, shortGuid(d.guid)), sort: (d) => d.guid },
+  { title: "Terminal", hidden: true, class: "end", cell: (d) => h("a", { href: `#/devices/${d.guid}/terminal`, "aria-label": `Terminal of ${nameOf(d)}` }, "Terminal") },
 ];
 
-export function presenceMark(device) {
-  const { class: kind, text } = presence(device);
-  const title = device.lastAnswer ? `last verified answer ${age(device.lastAnswer)} ago` : "no verified answer yet";
-  return h("span", { class: `presence ${kind}`, title }, text);
+export function presenceMark(device, before = "", after = "") {
+  const { class: kind, text, since } = presence(device);
+  return h("span", { class: `presence ${kind}` }, since ? [before, ago(since), after] : text);
 }
 
 // What people call it, else what it calls itself.
-export function nameOf(device) { return device.friendlyName || device.hostname || device.guid; }
+export function nameOf(device) { return visible(device.friendlyName || device.hostname || device.guid); }
 
 export function contested(device) {
-  return device.contested && h("span", { class: "badge warn", title: device.claim?.reason ?? "" }, "contested");
+  return device.contested && h("span", { class: "badge warn", title: device.claim?.reason || "another place claims this device" }, "contested");
 }
 
 export function tags(list) {

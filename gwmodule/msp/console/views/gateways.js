@@ -1,37 +1,39 @@
-import { events, get, may, request } from "../api.js";
-import { busy, dialog, field, h, replace, showOnce, table } from "../dom.js";
-import { age, milliseconds, time } from "../format.js";
+import { get, may, request } from "../api.js";
+import { ago, busy, dialog, field, h, liveTable, moment, showOnce } from "../dom.js";
+import { milliseconds, time } from "../format.js";
+import { keepFresh } from "../live.js";
+import { mount } from "../router.js";
+
+const NONE = "No gateway yet. One beside the PCs is all that is needed: ";
 
 export async function gatewaysView(main) {
-  const list = h("div");
-  const load = async () => replace(list, table(columns(load), await get("/api/v1/gateways"), {
-    empty: "No gateway yet. Enrol the first one.",
-  }));
+  const load = async () => list.update(await get("/api/v1/gateways"), NONE + (may("admin")
+    ? "“Enrol a gateway…” makes a token and the command that is run there."
+    : "an admin enrols it on this page."));
+  const list = liveTable(columns(() => load()), { key: (g) => g.name });
   const enrol = h("button", { type: "button", class: "primary", onclick: (event) => busy(event.target, () => enrolNew(load)) }, "Enrol a gateway…");
-  replace(main, h("div", { class: "heading" }, h("h1", {}, "Gateways"), may("admin") && enrol), list);
   await load();
-  const stop = events((kind) => { if (kind === "gateway") load().catch(() => {}); });
-  const clock = setInterval(() => load().catch(() => {}), 15000);
-  return () => { stop(); clearInterval(clock); };
+  mount(main, h("div", { class: "heading" }, h("h1", {}, "Gateways"), may("admin") && enrol), list.element);
+  return keepFresh(load, { kinds: ["gateway"], every: 15000 });
 }
 
 const columns = (load) => [
-  { title: "Gateway", cell: (g) => h("span", { class: "name" }, g.name) },
-  { title: "Link", cell: (g) => link(g) },
-  { title: "Round trip", class: "number", cell: (g) => milliseconds(g.rtt) },
+  { title: "Gateway", class: "first", cell: (g) => h("span", { class: "name", title: g.name }, g.name), sort: (g) => g.name },
+  { title: "Link", class: "bare", cell: (g) => link(g), sort: (g) => (g.connectionStatus ? "1" : g.lastDisconnected ?? "0") },
+  { title: "Round trip", class: "number", cell: (g) => milliseconds(g.rtt), sort: (g) => g.rtt ?? 0 },
   { title: "Address after NAT", class: "code", cell: (g) => g.address && `${g.address}:${g.port}` },
   { title: "Software", cell: (g) => g.software },
-  { title: "Linked since", class: "code", cell: (g) => time(g.lastLink) },
+  { title: "Last link began", class: "code", cell: (g) => moment(g.lastLink), sort: (g) => g.lastLink ?? "" },
   { title: "Certificate", class: "code faint", cell: (g) => g.fingerprint && h("span", { title: g.fingerprint }, g.fingerprint.slice(0, 16)) },
-  { title: "", class: "end", cell: (g) => may("admin") && !g.revoked && [
-    h("button", { type: "button", class: "plain", onclick: (event) => busy(event.target, () => enrolAgain(g.name, load)) }, "Enrol again"),
-    h("button", { type: "button", class: "plain danger", onclick: (event) => busy(event.target, () => revoke(g.name, load)) }, "Revoke")] },
+  { title: "Actions", hidden: true, class: "end", cell: (g) => may("admin") && !g.revoked && [
+    h("button", { type: "button", class: "plain", "aria-label": `Enrol again: ${g.name}`, onclick: (event) => busy(event.target, () => enrolAgain(g.name, load)) }, "Enrol again"),
+    h("button", { type: "button", class: "plain danger", "aria-label": `Revoke ${g.name}`, onclick: (event) => busy(event.target, () => revoke(g.name, load)) }, "Revoke")] },
 ];
 
 function link(gateway) {
   if (gateway.revoked) return h("span", { class: "badge off" }, "revoked");
   if (gateway.connectionStatus) return h("span", { class: "presence on" }, "up");
-  return h("span", { class: "presence off" }, gateway.lastDisconnected ? `down for ${age(gateway.lastDisconnected)}` : "never linked");
+  return h("span", { class: "presence off" }, gateway.lastDisconnected ? ["down for ", ago(gateway.lastDisconnected)] : "never linked");
 }
 
 async function enrolNew(load) {

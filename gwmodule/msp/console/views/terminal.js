@@ -1,6 +1,7 @@
 import { call, get, may } from "../api.js";
-import { busy, choice, copy, dialog, h, notice, replace } from "../dom.js";
-import { age, milliseconds, time } from "../format.js";
+import { ago, busy, choice, copy, dialog, h, notice, replace } from "../dom.js";
+import { fullTime, milliseconds, time } from "../format.js";
+import { mount } from "../router.js";
 import { SolConnection } from "../sol.js";
 import { Terminal } from "../terminal.js";
 import { BOOTS } from "./device.js";
@@ -9,46 +10,54 @@ import { nameOf } from "./devices.js";
 // An image from the network wants its address; that is on the device's page.
 const WATCHED = [["default", "as always"], ...BOOTS.filter(([key]) => key !== "uefi-https")];
 const OPEN_WITHIN = 40000;
+// KeyboardEvent.key -> name, for keyboards that lack them and browsers that take them.
+const KEYS = {
+  Escape: "Esc", Tab: "Tab", Enter: "Enter", Delete: "Del", Insert: "Ins", "Ctrl-C": "Ctrl-C",
+  ArrowUp: "↑", ArrowDown: "↓", ArrowLeft: "←", ArrowRight: "→",
+  Home: "Home", End: "End", PageUp: "PgUp", PageDown: "PgDn",
+  ...Object.fromEntries(Array.from({ length: 12 }, (_, index) => [`F${index + 1}`, `F${index + 1}`])),
+};
+const PLAIN = { Escape: "\x1b", Tab: "\t", Enter: "\r", "Ctrl-C": "\x03" };
 const STATES = { opening: "opening", open: "connected", lost: "reconnecting to the device", closed: "not connected" };
 
 export async function terminalView(main, guid) {
   const device = await get(`/api/v1/devices/${guid}`);
   const name = nameOf(device);
-  document.title = `${name} terminal · gwmodule`;
+  main.dataset.title = `${name} terminal`;
   const connection = new SolConnection(guid);
 
   const state = h("span", { class: "pill", "data-state": "closed" }, STATES.closed);
   const holder = h("span", { class: "holder" });
   const hops = ["you – MSP", "MSP – gateway", "gateway – PC"].map((title) => [h("span", { class: "hop" }, title), h("span", { class: "number" }, "–")]);
   const notes = h("ol", { class: "notes", "aria-label": "Session notes", "aria-live": "polite" });
-  const screen = h("div", { class: "screen", "aria-label": `Serial line of ${name}` });
+  const screen = h("div", { class: "screen", role: "group", "aria-label": `Serial line of ${name}` });
   const button = (text, act, properties = {}) => h("button", { type: "button", onclick: (event) => busy(event.currentTarget, () => act(event)), ...properties }, text);
 
   const connect = button("Connect", async () => { connection.connect(); terminal.focus(); }, { class: "primary" });
+  const look = button("Watch", async () => connection.connect(), { class: "primary" });
   const watch = button("Reset and watch…", () => resetAndWatch());
   const takeOver = button("Take over", async () => {
     const { holder: who, since } = connection.status;
-    if (await dialog({ title: "Take over?", text: `${who} holds this console since ${time(since)} and will only watch.`, confirm: "Take over", danger: true })) connection.takeOver();
+    if (await dialog({ title: `Take over from ${who}?`, text: `${who} has typed here since ${time(since)} and will only watch from now on.`, confirm: "Take over", danger: true })) connection.takeOver();
     terminal.focus();
   });
   const hangUp = button("Disconnect", async () => { connection.hangUp(); });
   const keys = h("select", { "aria-label": "Send a key", onchange: () => sendKey() },
     h("option", { value: "" }, "Send key…"),
-    [["\x1b", "Esc"], ["\x1b[3~", "Del"], ["\t", "Tab"], ["\r", "Enter"], ["\x03", "Ctrl-C"]].map(([value, text]) => h("option", { value }, text)),
-    Array.from({ length: 12 }, (_, index) => h("option", { value: `F${index + 1}` }, `F${index + 1}`)));
-  const functionKeys = h("select", { "aria-label": "Function keys", title: "How function keys are sent; try the other one if a BIOS does not react",
-    onchange: () => { terminal.functionKeys = functionKeys.value; localStorage.setItem("gwmodule.functionKeys", functionKeys.value); terminal.focus(); } },
+    Object.entries(KEYS).map(([value, text]) => h("option", { value }, text)));
+  const keyboard = h("select", { "aria-label": "Function keys", title: "How function keys, Home, Del and the like are sent; try the other one if a BIOS does not react",
+    onchange: () => { terminal.setKeys(keyboard.value); terminal.focus(); } },
   [["xterm", "F keys: xterm"], ["vt100+", "F keys: VT100+"]].map(([value, text]) => h("option", { value }, text)));
+  const textSize = h("select", { "aria-label": "Text size", onchange: () => { terminal.setTextSize(Number(textSize.value)); terminal.focus(); } },
+    h("option", { value: 0 }, "Text: fit"), [10, 12, 14, 16, 20, 24].map((size) => h("option", { value: size }, `Text: ${size}`)));
   const toolbar = h("div", { class: "toolbar", role: "toolbar", "aria-label": "Terminal", inert: true },
-    may("technician") && [connect, watch], takeOver, hangUp,
-    may("technician") ? null : button("Watch", async () => connection.connect()),
-    keys, functionKeys,
+    may("technician") ? [connect, watch] : look, takeOver, hangUp, keys, keyboard, textSize,
     button("Copy", async (event) => { await copy(terminal.text(), event.currentTarget); terminal.focus(); }, { title: "The selection, or everything" }),
     button("Download log", async () => download(connection.log(), name)),
     h("span", { class: "hint" }, "Ctrl+Alt+Home leaves the terminal"));
 
   main.className = "terminal-page";
-  replace(main,
+  mount(main,
     h("div", { class: "heading" }, h("h1", {}, h("a", { href: `#/devices/${guid}` }, name)), state, holder,
       h("span", { class: "hops", "aria-label": "Round trips" }, hops)),
     toolbar, screen, notes);
@@ -57,17 +66,18 @@ export async function terminalView(main, guid) {
   draw();
   const terminal = await Terminal.create(screen, {
     onBytes: (bytes) => connection.type(bytes),
-    onLeave: () => toolbar.querySelector("button:not([hidden])").focus(),
+    onLeave: toToolbar,
   });
   toolbar.inert = false;
-  functionKeys.value = terminal.functionKeys;
+  keyboard.value = terminal.keys;
+  textSize.value = terminal.textSize;
 
   const on = (kind, act) => connection.addEventListener(kind, (event) => act(event.detail));
   on("data", ({ bytes, console: id, offset }) => terminal.write(bytes, () => connection.shown(id, offset)));
   on("mark", (mark) => note(mark.at, mark.text, mark.gap ? "warn" : ""));
   on("readonly", () => notice(connection.status.holder ? `Read-only: held by ${connection.status.holder}. Take over to type.` : "Read-only: take over to type."));
   on("latency", ({ service, gateway, device: last }) => {
-    [service, gateway, last].forEach((value, index) => { hops[index][1].textContent = milliseconds(value); });
+    [service, gateway, last].forEach((value, index) => { replace(hops[index][1], milliseconds(value)); });
   });
   on("link", (now) => {
     if (now === "lost" && link !== "lost") note(new Date().toISOString(), "the browser lost the service; attaching again", "warn");
@@ -84,33 +94,38 @@ export async function terminalView(main, guid) {
     const live = connection.wanted;
     const shown = !live ? "closed" : link === "lost" ? "lost" : link === "attaching" ? "opening" : at;
     state.dataset.state = shown;
-    state.textContent = live && link === "lost" ? "reconnecting to the MSP" : STATES[shown];
-    holder.textContent = !live || !who ? "" : writer
+    replace(state, live && link === "lost" ? "reconnecting to the MSP" : STATES[shown]);
+    replace(holder, !live || !who ? "" : writer
       ? (viewers > 1 ? `you type, ${viewers - 1} watching` : "")
-      : `busy: held by ${who} since ${time(since)} (${age(since)})`;
-    connect.hidden = live;
+      : [`busy: held by ${who} since ${time(since)} (`, ago(since), ")"]);
+    connect.hidden = look.hidden = live;
     takeOver.hidden = !(live && may("technician") && at !== "closed" && !writer && link === "attached");
     hangUp.hidden = !(live && writer);
     keys.hidden = !(live && writer);
-    if (!live) hops.forEach(([, value]) => { value.textContent = "–"; });
+    if (!live) hops.forEach(([, value]) => replace(value, "–"));
+    // What is hidden cannot keep the keyboard's focus.
+    if (document.activeElement?.hidden) toToolbar();
   }
 
+  function toToolbar() { toolbar.querySelector("button:not([hidden])").focus(); }
+
   function note(at, text, kind) {
-    notes.prepend(h("li", { class: kind }, h("time", {}, time(at).slice(11)), h("span", {}, text)));
+    notes.prepend(h("li", { class: kind }, h("time", { title: fullTime(at) }, time(at).slice(11)), h("span", {}, text)));
     while (notes.childElementCount > 50) notes.lastElementChild.remove();
   }
 
   function sendKey() {
     const wanted = keys.value;
     keys.value = "";
-    if (wanted) connection.type(new TextEncoder().encode(wanted.startsWith("F") ? terminal.functionKey(Number(wanted.slice(1))) : wanted));
+    if (wanted) connection.type(new TextEncoder().encode(PLAIN[wanted] ?? terminal.sequence(wanted)));
     terminal.focus();
   }
 
   // The console first: a boot says things that nobody repeats.
   async function resetAndWatch() {
     const values = await dialog({
-      title: `Reset ${name} and watch?`, confirm: "Reset", danger: true, text: "Whatever is not saved on the PC is lost.",
+      title: `Reset ${name} and watch?`, confirm: "Reset", danger: true,
+      text: "A PC that is on restarts at once, and one that is off is switched on. Whatever is not saved on it is lost.",
       body: [choice("Then boot", "device", WATCHED)],
     });
     if (!values) return;
@@ -123,15 +138,15 @@ export async function terminalView(main, guid) {
   function opened() {
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => finish(reject, new Error("The console did not open.")), OPEN_WITHIN);
-      const look = () => {
+      const check = () => {
         const { state: at, stream, reason, writer, holder: who } = connection.status;
         if (!connection.wanted) finish(reject, new Error(reason || "The console did not open."));
         else if (at === "open" && !writer && who) finish(reject, new Error(`Held by ${who}: take over first.`));
         else if (at === "open" && stream) finish(resolve, stream);
       };
-      const finish = (act, value) => { clearTimeout(timer); connection.removeEventListener("status", look); act(value); };
-      connection.addEventListener("status", look);
-      if (connection.wanted) look();
+      const finish = (act, value) => { clearTimeout(timer); connection.removeEventListener("status", check); act(value); };
+      connection.addEventListener("status", check);
+      if (connection.wanted) check();
       else connection.connect();
     });
   }

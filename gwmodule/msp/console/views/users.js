@@ -1,26 +1,27 @@
 import { claims, get, request } from "../api.js";
-import { busy, choice, dialog, field, h, replace, table } from "../dom.js";
+import { busy, choice, dialog, field, h, liveTable } from "../dom.js";
+import { mount } from "../router.js";
 
 const ROLES = [["viewer", "viewer: look"], ["technician", "technician: look and repair"], ["admin", "admin: everything"]];
 
 export async function usersView(main) {
-  const list = h("div");
-  const load = async () => replace(list, table(columns(load), await get("/api/v1/users")));
-  replace(main,
+  const load = async () => list.update(await get("/api/v1/users"));
+  const list = liveTable(columns(() => load()), { key: (u) => u.name });
+  await load();
+  mount(main,
     h("div", { class: "heading" }, h("h1", {}, "Users"),
       h("button", { type: "button", class: "primary", onclick: (event) => busy(event.target, () => add(load)) }, "Add a user…")),
-    list);
-  await load();
+    list.element);
 }
 
 const columns = (load) => [
-  { title: "User", cell: (u) => h("span", { class: "name" }, u.name) },
-  { title: "Role", cell: (u) => u.role },
-  { title: "State", cell: (u) => (u.disabled ? h("span", { class: "badge off" }, "disabled") : "active") },
-  { title: "", class: "end", cell: (u) => [
-    h("button", { type: "button", class: "plain", onclick: (event) => busy(event.target, () => change(u, load)) }, "Change"),
+  { title: "User", class: "first", cell: (u) => h("span", { class: "name", title: u.name }, u.name), sort: (u) => u.name },
+  { title: "Role", class: "bare", cell: (u) => u.role, sort: (u) => u.role },
+  { title: "State", class: "bare", cell: (u) => (u.disabled ? h("span", { class: "badge off" }, "disabled") : "active") },
+  { title: "Actions", hidden: true, class: "end", cell: (u) => [
+    h("button", { type: "button", class: "plain", "aria-label": `Change ${u.name}`, onclick: (event) => busy(event.target, () => change(u, load)) }, "Change"),
     u.name !== claims().sub &&
-      h("button", { type: "button", class: "plain danger", onclick: (event) => busy(event.target, () => remove(u, load)) }, "Remove")] },
+      h("button", { type: "button", class: "plain danger", "aria-label": `Remove ${u.name}`, onclick: (event) => busy(event.target, () => remove(u, load)) }, "Remove")] },
 ];
 
 const password = (required) => field(required ? "Password" : "New password (empty: unchanged)", "password",
@@ -53,7 +54,7 @@ async function change(user, load) {
 }
 
 async function remove(user, load) {
-  const values = await dialog({ title: `Remove ${user.name}?`, confirm: "Remove", danger: true });
+  const values = await dialog({ title: `Remove ${user.name}?`, confirm: "Remove", danger: true, text: "Whoever uses this name is signed out at the next click and cannot sign in again. What it did stays in the audit." });
   if (!values) return;
   await request("DELETE", `/api/v1/users/${encodeURIComponent(user.name)}`);
   await load();
