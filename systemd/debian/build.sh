@@ -53,7 +53,7 @@ package() { # NAME UNITS SETUP
 	sed "s|@VERSION@|$version|; s|@SIZE@|$size|" "$here/$1.control" |
 		sed "s|@VERSION@|$version|" >"$root/DEBIAN/control"
 	for script in postinst prerm postrm; do
-		sed "s|@PACKAGE@|$1|; s|@UNITS@|$units|; s|@SETUP@|$3|" "$here/$script" \
+		sed "s|@PACKAGE@|$1|; s|@UNITS@|$units|g; s|@SETUP@|$3|" "$here/$script" \
 			>"$root/DEBIAN/$script"
 		chmod 755 "$root/DEBIAN/$script"
 	done

@@ -295,7 +295,10 @@ def test_an_upgrade_restarts_and_a_purge_leaves_only_what_is_not_ours(machine: M
     before = machine.show("gwmodule-relay", "MainPID")
     machine.run("sh", "-c", INSTALL)
     _restarted(machine, "gwmodule-relay", before, 15)
+    stamps = machine.root / "var/lib/systemd/timers"
+    assert list(stamps.glob("*gwmodule*"))
     machine.run("dpkg", "--purge", "gwmodule-capture", "gwmodule")
+    assert not list(stamps.glob("*gwmodule*"))
     assert machine.ask("systemctl", "is-active", *SERVICES).stdout.split() == ["inactive"] * 2
     left = [str(p.relative_to(machine.root)) for p in machine.root.glob("usr/lib/gwmodule*")]
     assert left == []
