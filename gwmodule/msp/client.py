@@ -33,7 +33,7 @@ GRACE = 15.0
 # The service says something every 15 s.
 EVENTS_SILENCE = 60.0
 # A serial line is silent for hours. Without an answer for half of it the connection is dead.
-HEARTBEAT = 16.0
+HEARTBEAT = 10.0
 # The host part of the URL is not looked at; the path of the socket is the address.
 _BASE = "http://gwmodule-msp"
 _JSON = {"Content-Type": "application/json"}

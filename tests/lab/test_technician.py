@@ -6,7 +6,10 @@ import base64
 import json
 import re
 import signal
-from collections.abc import Iterator
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -82,10 +85,9 @@ def waiting_call(system: System) -> Terminal:
     return terminal
 
 
-def spoken() -> str:
+def spoken() -> bytes:
     """Everything that the PC's serial line has said to a session."""
-    answer = request(CONTROL, "serial")
-    return base64.b64decode(answer["serial"]).decode()
+    return base64.b64decode(request(CONTROL, "serial")["serial"])
 
 
 def test_the_login_serves_every_command(system: System) -> None:
@@ -135,7 +137,7 @@ def test_the_terminal_sees_the_boot_that_it_asks_for_from_its_first_line(
     post = seen.stdout[seen.stdout.index("\x1b[2J") :]
     for line in ("BIOS 2.14", "Management Engine", "Memory test: 8192 MB OK", "SATA port 0"):
         assert line in post
-    assert post in spoken().replace("\r\n", "\n")
+    assert post in spoken().decode().replace("\r\n", "\n")
 
 
 def test_without_being_asked_the_bios_says_nothing(system: System) -> None:
@@ -146,6 +148,130 @@ def test_without_being_asked_the_bios_says_nothing(system: System) -> None:
     seen = terminal.wait_for("Starting the recovery console", 30)
     terminal.close()
     assert not re.search("BIOS 2.14|Memory test", seen)
+
+
+# Between the technician and the service: nothing passes, and nobody is told.
+CUT = """
+table ip technician {
+  chain cut { type filter hook input priority -10; tcp dport 8445 drop; tcp sport 8445 drop; }
+}
+"""
+
+
+@contextmanager
+def technician_cut(system: System) -> Iterator[None]:
+    system.lab.run("msp", ["nft", "-f", "-"], stdin=CUT)
+    try:
+        yield
+    finally:
+        system.lab.run("msp", ["nft", "delete", "table", "ip", "technician"])
+
+
+@contextmanager
+def wan_cut(system: System) -> Iterator[None]:
+    with system.lab.wan_cut():
+        yield
+
+
+class Session:
+    """`sol` on pipes: what the line said is one file, what is said about it another."""
+
+    def __init__(self, system: System, directory: Path, *arguments: str) -> None:
+        self.shown, self.notices = directory / "shown", directory / "notices"
+        argv = system.technician_command("sol", PC, *arguments)
+        with self.shown.open("wb") as shown, self.notices.open("wb") as notices:
+            self.process = subprocess.Popen(
+                system.lab.command("msp", argv),
+                stdin=subprocess.PIPE,
+                stdout=shown,
+                stderr=notices,
+            )
+
+    def sees(self, text: str, timeout: float = 40.0) -> None:
+        wait_until(text, lambda: text.encode() in self.shown.read_bytes(), timeout)
+
+    def is_told(self, text: str, timeout: float = 40.0) -> None:
+        wait_until(text, lambda: text in self.notices.read_text(), timeout)
+
+    def type(self, text: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(text.encode())
+        self.process.stdin.flush()
+
+    def end(self) -> int:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.process.wait(30)
+
+
+@contextmanager
+def session(system: System, directory: Path, *arguments: str) -> Iterator[Session]:
+    opened = Session(system, directory, *arguments)
+    try:
+        yield opened
+    finally:
+        opened.process.kill()
+        opened.process.communicate()
+
+
+@pytest.mark.parametrize("cut", [wan_cut, technician_cut])
+def test_without_the_password_a_boot_is_watched_over_a_cut_byte_for_byte(
+    system: System, tmp_path: Path, cut: Callable[[System], AbstractContextManager[None]]
+) -> None:
+    before = len(spoken())
+    with session(system, tmp_path, "--reset") as sol:
+        sol.is_told(f"attached to {PC} with the login that the service has")
+        sol.is_told("the PC was on; reset")
+        sol.sees("Management Engine")
+        # The rest of the boot is said while nothing gets through.
+        with cut(system):
+            if cut is technician_cut:
+                sol.is_told("attaching again")
+            else:
+                time.sleep(5)
+        sol.sees("recovery> ")
+        sol.type("uuid\n")
+        sol.sees(PC)
+        assert sol.end() == 0
+        said = spoken()[before:]
+        assert b"Memory test: 8192 MB OK" in said
+        assert sol.shown.read_bytes() == said
+        notices = sol.notices.read_text()
+        assert notices.count("attached again") == (cut is technician_cut)
+        assert "missing" not in notices
+
+
+def test_a_service_that_is_killed_under_a_session_is_attached_to_again(
+    system: System, tmp_path: Path
+) -> None:
+    with session(system, tmp_path) as sol:
+        sol.is_told("[connected]")
+        system.lab.services["msp"].kill()
+        sol.is_told("attaching again")
+        system.restart_msp()
+        system.wait_for_link()
+        sol.is_told("attached to a new session; output between may be missing")
+        sol.type("uuid\n")
+        sol.sees(PC)
+        assert sol.end() == 0
+
+
+def test_who_comes_second_watches_or_takes_over(system: System, tmp_path: Path) -> None:
+    with session(system, tmp_path) as first:
+        first.is_told("[connected]")
+        second = system.technician("sol", PC, "--expect", "recovery")
+        assert second.returncode == 1
+        assert "busy: held by tom since 20" in second.stderr
+        watching = on_terminal(system, "sol", PC, "--watch")
+        watching.wait_for(f"watching {PC}, held by tom since 20", 20)
+        first.type("uuid\n")
+        watching.wait_for(PC, 20)
+        script = ("--takeover", "--send", "help", "--expect", "uuid  reset")
+        assert done(system, "sol", PC, *script)
+        assert first.process.wait(20) == 1
+        assert "taken over by tom" in first.notices.read_text()
+        watching.wait_for("closed by tom", 20)
+        assert ended(watching) == 1
 
 
 def test_a_service_that_dies_in_a_call_leaves_the_outcome_unknown(system: System) -> None:
