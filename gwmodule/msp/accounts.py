@@ -2,11 +2,16 @@
 
 A user's name is unique over the whole service, because Open AMT's login has no field for a tenant.
 Each user has an epoch; what was issued to them, a JWT, carries it and dies when it changes.
+
+An API key is its owner's, the user who made it: it may never do more than he may, rests while he is
+locked out, and is revoked when he is removed. A new password does not touch it. Only a key that was
+made at the unix socket is the tenant's own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import hashlib
 import hmac
@@ -15,7 +20,7 @@ import re
 import secrets
 from dataclasses import dataclass
 
-from gwmodule.msp.database import Connection, Database, Row
+from gwmodule.msp.database import Connection, Database, RegistryError, Row
 from gwmodule.msp.records import DEFAULT_TENANT
 from gwmodule.msp.registry import RegistryConflict
 from gwmodule.msp.tables import Tables
@@ -25,6 +30,8 @@ MIN_PASSWORD = 8
 MAX_PASSWORD = 255
 KEY_PREFIX = "gwm"
 _MAX_KEY = 100
+# Seconds; a write for each request of a script would be too many.
+_LAST_USED_STEP = 3600.0
 # Shown in tables and logs, and part of file names and URLs.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 # Each takes 32 MiB and a core for some time; the others wait.
@@ -82,6 +89,14 @@ class ApiKey:
     created_at: float
     expires: float | None
     revoked_at: float | None
+    # Who made it, as the audit names him, and whose it is; "": the tenant's.
+    maker: str = ""
+    owner: str = ""
+    # To the hour.
+    last_used: float | None = None
+
+    def is_valid(self, at: float) -> bool:
+        return self.revoked_at is None and (self.expires is None or at < self.expires)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,12 +252,21 @@ class Accounts:
         return changed > 0
 
     async def remove_user(self, name: str, tenant: str, at: float, *, actor: str) -> bool:
+        """And revoke his keys: a later user of his name must not wake them up."""
         async with self._database.transaction() as db:
             removed = await db.execute(
                 "DELETE FROM users WHERE name = $1 AND tenant = $2", name, tenant
             )
             if removed:
-                await Tables(db).audit(tenant, at, actor, "user.remove", detail={"user": name})
+                revoked = await db.execute(
+                    "UPDATE api_keys SET revoked_at = $1"
+                    " WHERE owner = $2 AND tenant = $3 AND revoked_at IS NULL",
+                    at,
+                    name,
+                    tenant,
+                )
+                detail = {"user": name, "revoked_keys": revoked}
+                await Tables(db).audit(tenant, at, actor, "user.remove", detail=detail)
         return removed > 0
 
     async def verify(self, name: str, password: str) -> Principal | None:
@@ -273,9 +297,12 @@ class Accounts:
         expires: float | None,
         *,
         actor: str,
+        maker: Principal | None = None,
     ) -> str:
-        """The key itself, which nobody can show again."""
+        """The key itself, which nobody can show again; without `maker` it is the tenant's own."""
         _check_name(name)
+        if maker is not None and not maker.role.covers(role):
+            raise ValueError(f"a key of role {role} needs a maker who may as much")
         if expires is not None and expires <= at:
             raise ValueError("the key would have expired already")
         identifier = secrets.token_hex(6)
@@ -283,9 +310,11 @@ class Accounts:
         async with self._database.transaction() as db:
             if not await _tenant(db, tenant):
                 raise RegistryConflict(f"there is no tenant {tenant}")
+            owner = await _owner(db, maker, tenant)
             await db.execute(
-                "INSERT INTO api_keys (id, name, tenant, role, hash, created_at, expires)"
-                " VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                "INSERT INTO api_keys"
+                " (id, name, tenant, role, hash, created_at, expires, maker, owner)"
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
                 identifier,
                 name,
                 tenant,
@@ -294,6 +323,8 @@ class Accounts:
                 hashlib.sha256(text.encode()).digest(),
                 at,
                 expires,
+                actor,
+                owner,
             )
             detail = {"key": identifier, "name": name, "role": role.value}
             await Tables(db).audit(tenant, at, actor, "key.add", detail=detail)
@@ -312,6 +343,9 @@ class Accounts:
                 row["created_at"],
                 row["expires"],
                 row["revoked_at"],
+                row["maker"],
+                row["owner"] or "",
+                row["last_used"],
             )
             for row in rows
         ]
@@ -330,7 +364,9 @@ class Accounts:
         return revoked > 0
 
     async def verify_key(self, text: str, at: float) -> Principal | None:
-        """None for what is no key, or one that is unknown, expired or revoked."""
+        """None for what is no key, or one that is unknown, expired, revoked or its owner's who may
+        not log in.
+        """
         prefix, _, rest = text.partition("_")
         identifier, _, secret = rest.partition("_")
         if prefix != KEY_PREFIX or not secret or len(text) > _MAX_KEY or not text.isascii():
@@ -339,6 +375,12 @@ class Accounts:
         shown = hashlib.sha256(text.encode()).digest()
         if row is None or not hmac.compare_digest(row["hash"], shown):
             return None
+        if row["last_used"] is None or at - row["last_used"] >= _LAST_USED_STEP:
+            # A full disk must not keep anybody out.
+            with contextlib.suppress(RegistryError):
+                await self._database.execute(
+                    "UPDATE api_keys SET last_used = $1 WHERE id = $2", at, identifier
+                )
         return _of_key(row)
 
     async def key_principal(self, identifier: str, at: float) -> Principal | None:
@@ -348,8 +390,10 @@ class Accounts:
 
     async def _key(self, identifier: str, at: float) -> Row | None:
         return await self._database.fetch_one(
-            "SELECT * FROM api_keys WHERE id = $1 AND revoked_at IS NULL"
-            " AND (expires IS NULL OR expires > $2)",
+            "SELECT api_keys.*, users.role AS owner_role FROM api_keys LEFT JOIN users"
+            " ON users.name = owner AND users.tenant = api_keys.tenant AND users.disabled = 0"
+            " WHERE id = $1 AND revoked_at IS NULL AND (expires IS NULL OR expires > $2)"
+            " AND (owner IS NULL OR users.name IS NOT NULL)",
             identifier,
             at,
         )
@@ -408,7 +452,26 @@ def _of_user(row: Row) -> Principal:
 
 
 def _of_key(row: Row) -> Principal:
-    return Principal(row["name"], row["tenant"], Role(row["role"]), "key", key=row["id"])
+    role = Role(row["role"])
+    if row["owner"] is not None and not Role(row["owner_role"]).covers(role):
+        role = Role(row["owner_role"])
+    return Principal(row["name"], row["tenant"], role, "key", key=row["id"])
+
+
+async def _owner(db: Connection, maker: Principal | None, tenant: str) -> str | None:
+    """The user whose a key of this maker is. RegistryConflict when he has gone just now."""
+    if maker is None or maker.via == "socket":
+        return None
+    owner = maker.name
+    if maker.via == "key":
+        row = await db.fetch_one("SELECT owner FROM api_keys WHERE id = $1", maker.key)
+        if row is not None and row["owner"] is None:
+            return None
+        owner = "" if row is None else str(row["owner"])
+    sql = "SELECT 1 AS one FROM users WHERE name = $1 AND tenant = $2"
+    if await db.fetch_one(sql, owner, tenant) is None:
+        raise RegistryConflict("who made this key is no user any more")
+    return owner
 
 
 async def _tenant(db: Connection, name: str) -> bool:

@@ -259,4 +259,20 @@ MIGRATIONS: tuple[Step, ...] = (
         );
         """,
     ),
+    # 4: whose an API key is. One that somebody made who is a user still becomes his.
+    Step(
+        """
+        ALTER TABLE api_keys ADD COLUMN maker TEXT NOT NULL DEFAULT '';  -- as in the audit
+        ALTER TABLE api_keys ADD COLUMN owner TEXT;     -- a user; NULL: the tenant itself
+        ALTER TABLE api_keys ADD COLUMN last_used REAL;
+        UPDATE api_keys SET maker = coalesce((
+            SELECT min(actor) FROM audit WHERE audit.tenant = api_keys.tenant
+            AND action = 'key.add' AND detail LIKE '%"key": "' || api_keys.id || '"%'
+        ), '');
+        UPDATE api_keys SET owner = maker WHERE EXISTS (
+            SELECT 1 FROM users WHERE users.name = api_keys.maker
+            AND users.tenant = api_keys.tenant AND users.created_at <= api_keys.created_at
+        );
+        """,
+    ),
 )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gwmodule.msp.accounts import Accounts, Cost, Principal, Role, hashes_at_once
-from gwmodule.msp.database import Database
+from gwmodule.msp.database import Database, RegistryError
 from gwmodule.msp.registry import Registry, RegistryConflict
 from gwmodule.msp.vault import Vault
 
@@ -240,3 +240,81 @@ async def test_no_more_passwords_are_checked_at_once_than_that(
 async def test_nobody_is_called_like_an_actor_of_the_service(accounts: Accounts, name: str) -> None:
     with pytest.raises(ValueError, match="taken for the service"):
         await accounts.add_user(name, "default", Role.VIEWER, PASSWORD, 2.0, actor="root")
+
+
+async def key_of(accounts: Accounts, role: Role, name: str = "anna") -> str:
+    maker = await accounts.principal(name)
+    return await accounts.add_key("ci", "acme", role, 10.0, None, actor=name, maker=maker)
+
+
+async def test_a_key_rests_while_its_owner_is_locked_out(accounts: Accounts) -> None:
+    text = await key_of(accounts, Role.VIEWER)
+    who = await accounts.verify_key(text, 11.0)
+    assert who is not None
+    await accounts.set_user("anna", "acme", at=11.0, actor="root", password="other horse")
+    assert await accounts.verify_key(text, 11.0) == who
+    await accounts.set_user("anna", "acme", at=11.0, actor="root", disabled=True)
+    assert await accounts.verify_key(text, 11.0) is None
+    assert await accounts.key_principal(who.key, 11.0) is None
+    await accounts.set_user("anna", "acme", at=11.0, actor="root", disabled=False)
+    assert await accounts.verify_key(text, 11.0) == who
+
+
+async def test_a_key_may_never_do_more_than_its_owner(accounts: Accounts) -> None:
+    text = await key_of(accounts, Role.TECHNICIAN)
+    with pytest.raises(ValueError, match="admin"):
+        await key_of(accounts, Role.ADMIN)
+    await accounts.set_user("anna", "acme", at=11.0, actor="root", role=Role.VIEWER)
+    who = await accounts.verify_key(text, 11.0)
+    assert who is not None
+    assert who.role is Role.VIEWER
+    await accounts.set_user("anna", "acme", at=11.0, actor="root", role=Role.ADMIN)
+    who = await accounts.verify_key(text, 11.0)
+    assert who is not None
+    assert who.role is Role.TECHNICIAN
+
+
+async def test_a_removed_users_keys_do_not_wake_up_with_his_name(accounts: Accounts) -> None:
+    text = await key_of(accounts, Role.VIEWER)
+    tenants_own = await accounts.add_key("cd", "acme", Role.VIEWER, 10.0, None, actor="root")
+    anna = await accounts.principal("anna")
+    await accounts.remove_user("anna", "acme", 12.0, actor="root")
+    assert await accounts.verify_key(text, 12.0) is None
+    assert await accounts.verify_key(tenants_own, 12.0) is not None
+    await accounts.add_user("anna", "acme", Role.ADMIN, PASSWORD, 13.0, actor="root")
+    assert await accounts.verify_key(text, 13.0) is None
+    revoked = {key.name: key.revoked_at for key in await accounts.keys("acme")}
+    assert revoked == {"ci": 12.0, "cd": None}
+    await accounts.remove_user("anna", "acme", 14.0, actor="root")
+    with pytest.raises(RegistryConflict, match="no user any more"):
+        await accounts.add_key("x", "acme", Role.VIEWER, 15.0, None, actor="anna", maker=anna)
+
+
+async def test_a_key_that_a_key_made_has_the_same_owner(accounts: Accounts) -> None:
+    for parent, owner in (
+        (await key_of(accounts, Role.VIEWER), "anna"),
+        (await accounts.add_key("own", "acme", Role.VIEWER, 10.0, None, actor="root"), ""),
+    ):
+        maker = await accounts.verify_key(parent, 11.0)
+        await accounts.add_key(
+            f"child{owner}", "acme", Role.VIEWER, 11.0, None, actor="key:x", maker=maker
+        )
+        child = {key.name: key for key in await accounts.keys("acme")}[f"child{owner}"]
+        assert (child.maker, child.owner) == ("key:x", owner)
+
+
+async def test_a_keys_last_use_is_known_to_the_hour(
+    accounts: Accounts, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = await key_of(accounts, Role.VIEWER)
+    used = []
+    for at in (20.0, 21.0, 3619.0, 3620.0):
+        assert await accounts.verify_key(text, at) is not None
+        used.append((await accounts.keys("acme"))[0].last_used)
+    assert used == [20.0, 20.0, 20.0, 3620.0]
+
+    async def fail(*_: object) -> int:
+        raise RegistryError("disk full")
+
+    monkeypatch.setattr(database, "execute", fail)
+    assert await accounts.verify_key(text, 9999.0) is not None

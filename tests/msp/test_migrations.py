@@ -5,6 +5,7 @@ import pytest
 
 from gwmodule.msp.database import Database, Dialect, RegistryError, open_database
 from gwmodule.msp.migrations import MIGRATIONS, migrate
+from gwmodule.msp.tables import Tables
 
 
 async def test_every_step_is_applied_once(database: Database) -> None:
@@ -42,3 +43,39 @@ def test_no_sqlite_type_is_left_for_postgresql() -> None:
     for step in MIGRATIONS:
         sql = step.sql(Dialect.POSTGRESQL)
         assert not {"INTEGER", "REAL", "BLOB", "AUTOINCREMENT"} & set(sql.split())
+
+
+async def test_keys_of_before_belong_to_who_made_them_and_is_a_user_still(
+    database: Database,
+) -> None:
+    for column in ("maker", "owner", "last_used"):
+        await database.execute(f"ALTER TABLE api_keys DROP COLUMN {column}")
+    await database.execute("UPDATE schema SET version = version - 1")
+    users = [("anna", 1.0), ("again", 20.0)]
+    for name, created in users:
+        await database.execute(
+            "INSERT INTO users (name, tenant, role, password, epoch, created_at)"
+            " VALUES ($1, 'default', 'admin', '', 1, $2)",
+            name,
+            created,
+        )
+    for number, actor in enumerate(["anna", "again", "gone", "root"]):
+        identifier = f"{number:012x}"
+        await database.execute(
+            "INSERT INTO api_keys (id, name, tenant, role, hash, created_at)"
+            " VALUES ($1, 'ci', 'default', 'viewer', $2, 10)",
+            identifier,
+            bytes(32),
+        )
+        await Tables(database).audit(
+            "default", 10.0, actor, "key.add", detail={"key": identifier, "name": "ci"}
+        )
+    await migrate(database)
+    rows = await database.fetch("SELECT maker, owner FROM api_keys ORDER BY id")
+    assert [(row["maker"], row["owner"]) for row in rows] == [
+        ("anna", "anna"),
+        # Another one of that name: the key is older than he.
+        ("again", None),
+        ("gone", None),
+        ("root", None),
+    ]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from gwmodule.msp.accounts import Accounts as Directory
-from gwmodule.msp.accounts import Principal, Role, User
+from gwmodule.msp.accounts import ApiKey, Principal, Role, User
 from gwmodule.msp.api import payloads as p
 from gwmodule.msp.api.answers import ApiError, not_found, said_by_records, time_text
 from gwmodule.msp.api.asking import Asked, device_of
@@ -99,7 +99,12 @@ class Accounts:
     # Users.
 
     async def users(self, asked: Asked) -> list[p.UserAnswer]:
-        return [_user(user) for user in await self._directory.users(asked.tenant)]
+        keys = await self._valid_keys(asked)
+        return [_user(user, keys) for user in await self._directory.users(asked.tenant)]
+
+    async def _valid_keys(self, asked: Asked) -> list[ApiKey]:
+        at = self._clock()
+        return [key for key in await self._directory.keys(asked.tenant) if key.is_valid(at)]
 
     async def add_user(self, asked: Asked) -> p.UserAnswer:
         body: p.UserRequest = asked.body
@@ -107,7 +112,7 @@ class Accounts:
             await self._directory.add_user(
                 body.name, asked.tenant, body.role, body.password, self._clock(), actor=asked.actor
             )
-        return p.UserAnswer(body.name, body.role, False)
+        return p.UserAnswer(body.name, body.role, False, [])
 
     async def change_user(self, asked: Asked) -> p.UserAnswer:
         body: p.UserChange = asked.body
@@ -123,12 +128,14 @@ class Accounts:
                 at=self._clock(),
                 actor=asked.actor,
             )
-        return _user(await self._find_user(asked, name))
+        return _user(await self._find_user(asked, name), await self._valid_keys(asked))
 
-    async def remove_user(self, asked: Asked) -> None:
+    async def remove_user(self, asked: Asked) -> p.UserAnswer:
         name = asked.path("user")
-        await self._find_user(asked, name)
+        user = await self._find_user(asked, name)
+        keys = await self._valid_keys(asked)
         await self._directory.remove_user(name, asked.tenant, self._clock(), actor=asked.actor)
+        return _user(user, keys)
 
     async def _find_user(self, asked: Asked, name: str) -> User:
         for user in await self._directory.users(asked.tenant):
@@ -144,8 +151,11 @@ class Accounts:
                 key.id,
                 key.name,
                 key.role,
+                key.maker,
+                key.owner or None,
                 time_text(key.created_at),
                 time_text(key.expires),
+                time_text(key.last_used),
                 time_text(key.revoked_at),
             )
             for key in await self._directory.keys(asked.tenant)
@@ -162,6 +172,7 @@ class Accounts:
                 at,
                 at + body.days * 86400.0,
                 actor=asked.actor,
+                maker=asked.principal,
             )
         return p.KeyMade(key)
 
@@ -189,5 +200,6 @@ class Accounts:
             raise not_found(f"no tenant {name[:64]!r}")
 
 
-def _user(user: User) -> p.UserAnswer:
-    return p.UserAnswer(user.name, user.role, user.disabled)
+def _user(user: User, keys: Sequence[ApiKey]) -> p.UserAnswer:
+    of_user = [p.KeyName(key.id, key.name) for key in keys if key.owner == user.name]
+    return p.UserAnswer(user.name, user.role, user.disabled, of_user)

@@ -364,10 +364,18 @@ class UserChange(Request):
         return "UserChange(...)"
 
 
+class KeyName(Answer):
+    id: str
+    name: str
+
+
 class UserAnswer(Answer):
+    """`keys` are those of his API keys that are neither revoked nor expired."""
+
     name: str
     role: Role
     disabled: bool
+    keys: list[KeyName]
 
 
 class TenantRequest(Request):
@@ -391,11 +399,16 @@ class KeyMade(Answer):
 
 
 class KeyAnswer(Answer):
+    """Made by `maker`; it ends with its `owner`, and is the tenant's own without one."""
+
     id: str
     name: str
     role: Role
+    maker: str
+    owner: str | None
     created: str | None
     expires: str | None
+    last_used: str | None
     revoked: str | None
 
 

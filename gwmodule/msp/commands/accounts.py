@@ -38,7 +38,7 @@ def add(command: Command) -> None:
     )
     lock.add_argument("--enable", dest="disabled", action="store_false", default=None,
                       help="let him in again")  # fmt: skip
-    remove = command("user remove", online(_user_remove), "remove a user")
+    remove = command("user remove", online(_user_remove), "remove a user and revoke his API keys")
     remove.add_argument("name", metavar="NAME")
 
     key = command("key add", online(_key_add), "make an API key for a script; it is shown once")
@@ -88,6 +88,7 @@ async def _user_list(options: argparse.Namespace, client: ApiClient) -> int:
         {
             "NAME": lambda u: u["name"],
             "ROLE": lambda u: u["role"],
+            "KEYS": lambda u: str(len(u["keys"]) or ""),
             "NOTE": lambda u: "disabled" if u["disabled"] else "",
         },
     )
@@ -105,12 +106,23 @@ async def _user_set(options: argparse.Namespace, client: ApiClient) -> int:
     if not body:
         raise UsageError("nothing to change: give --role, --password, --disable or --enable")
     path = f"/api/v1/users/{path_segment(options.name)}"
-    return _done(options, await client.request("PATCH", path, body))
+    user = await client.request("PATCH", path, body)
+    if options.disabled:
+        _tell_keys(user, "rest until he is let in again")
+    return _done(options, user)
 
 
 async def _user_remove(options: argparse.Namespace, client: ApiClient) -> int:
-    await client.request("DELETE", f"/api/v1/users/{path_segment(options.name)}")
-    return OK
+    user = await client.request("DELETE", f"/api/v1/users/{path_segment(options.name)}")
+    _tell_keys(user, "are revoked")
+    return _done(options, user)
+
+
+def _tell_keys(user: dict[str, Any], what: str) -> None:
+    """Scripts somewhere may stop for it."""
+    if user["keys"]:
+        names = ", ".join(f"{key['name']} ({key['id']})" for key in user["keys"])
+        notice(f"API keys of {user['name']} {what}: {names}\n")
 
 
 async def _key_add(options: argparse.Namespace, client: ApiClient) -> int:
@@ -132,8 +144,11 @@ async def _key_list(options: argparse.Namespace, client: ApiClient) -> int:
             "ID": lambda k: k["id"],
             "NAME": lambda k: k["name"],
             "ROLE": lambda k: k["role"],
+            "MAKER": lambda k: k["maker"],
+            "OWNER": lambda k: k["owner"] or "the tenant",
             "CREATED": lambda k: k["created"] or "",
             "EXPIRES": lambda k: k["expires"] or "never",
+            "LAST USED": lambda k: k["lastUsed"] or "never",
             "NOTE": lambda k: "revoked" if k["revoked"] else "",
         },
     )

@@ -126,7 +126,7 @@ async def test_users_are_made_changed_and_removed_by_their_admin(site: Site) -> 
     _, users = await site.request("GET", "/api/v1/users", token=admin)
     assert "berta" in {each["name"] for each in users}
     assert PASSWORD not in str(users)
-    assert (await site.request("DELETE", "/api/v1/users/berta", token=admin))[0] == 204
+    assert (await site.request("DELETE", "/api/v1/users/berta", token=admin))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -181,3 +181,28 @@ async def test_a_disabled_user_cannot_log_in(site: Site) -> None:
         "technician@default", "default", disabled=True, at=NOW, actor="test"
     )
     assert (await site.request("POST", "/api/v1/authorize", LOGIN))[0] == 401
+
+
+async def test_who_locks_or_removes_a_user_is_told_his_keys(site: Site) -> None:
+    name = "chief"
+    new = {"name": name, "role": "admin", "password": PASSWORD}
+    await site.request("POST", "/api/v1/users", new, token=site.token())
+    login = {"username": name, "password": PASSWORD}
+    _, answer = await site.request("POST", "/api/v1/authorize", login)
+    body = {"name": "backup", "role": "viewer"}
+    _, made = await site.request("POST", "/api/v1/keys", body, token=answer["token"])
+    assert (await site.request("GET", "/api/v1/whoami", token=made["key"]))[0] == 200
+    _, (key,) = await site.request("GET", "/api/v1/keys", token=site.token())
+    assert (key["maker"], key["owner"]) == (name, name)
+    assert key["lastUsed"]
+    told = [{"id": key["id"], "name": "backup"}]
+    path = f"/api/v1/users/{name}"
+    _, user = await site.request("PATCH", path, {"disabled": True}, token=site.token())
+    assert user["keys"] == told
+    assert (await site.request("GET", "/api/v1/whoami", token=made["key"]))[0] == 401
+    _, users = await site.request("GET", "/api/v1/users", token=site.token())
+    assert {each["name"]: each["keys"] for each in users}[name] == told
+    _, user = await site.request("DELETE", path, token=site.token())
+    assert user["keys"] == told
+    _, (key,) = await site.request("GET", "/api/v1/keys", token=site.token())
+    assert key["revoked"]

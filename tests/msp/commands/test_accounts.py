@@ -25,7 +25,7 @@ async def test_an_admin_adds_changes_and_removes_users(desk: Desk) -> None:
     assert (code, out) == (0, "")
     code, out, _ = await desk.run("user", "list", "--json")
     nina = next(user for user in json.loads(out) if user["name"] == "nina")
-    assert nina == {"name": "nina", "role": "technician", "disabled": True}
+    assert nina == {"name": "nina", "role": "technician", "disabled": True, "keys": []}
     code, out, _ = await desk.run("user", "set", "nina", "--enable", "--json")
     assert json.loads(out)["disabled"] is False
     code, _, _ = await desk.run("user", "set", "nina", "--password-file", "-", typed=b"x" * 12)
@@ -87,3 +87,20 @@ async def test_the_operator_has_tenants_at_the_socket(service: Service) -> None:
     code, _, err = await run(service, "--tenant", "nobody", "devices")
     assert (code, err) == (1, "gwmodule-msp: no tenant 'nobody'\n")
     assert (await run(service, "tenant", "remove", "acme"))[0] == 0
+
+
+async def test_the_keys_that_stop_with_a_user_are_told(desk: Desk) -> None:
+    accounts = desk.service.accounts
+    tom = await accounts.principal("tom")
+    await accounts.add_key(
+        "backup", "default", Role.VIEWER, desk.service.clock(), None, actor="tom", maker=tom
+    )
+    (key,) = await accounts.keys("default")
+    await desk.login("ada")
+    _, out, _ = await desk.run("key", "list")
+    assert out.splitlines()[1].split()[:5] == [key.id, "backup", "viewer", "tom", "tom"]
+    code, out, err = await desk.run("user", "set", "tom", "--disable")
+    told = f"backup ({key.id})\n"
+    assert (code, out, err) == (0, "", f"API keys of tom rest until he is let in again: {told}")
+    code, out, err = await desk.run("user", "remove", "tom")
+    assert (code, out, err) == (0, "", f"API keys of tom are revoked: {told}")
