@@ -88,6 +88,10 @@ class SessionSeam(Protocol):
         """The gateway's checklist of why a device can be reached or not. Errors as `call`."""
         ...
 
+    async def status(self, deadline: float = 10.0) -> Result:
+        """What the gateway's own status says. Errors as `call`."""
+        ...
+
     def end(self, code: Code, reason: str) -> None:
         """Every stream and call of it learns the reason now."""
         ...

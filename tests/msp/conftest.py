@@ -25,6 +25,7 @@ from gwmodule.msp.registry import Observed, Registry
 from gwmodule.msp.traffic import Traffic
 from gwmodule.msp.vault import Vault
 from gwmodule.wire.frames import Priority
+from gwmodule.wire.functions import STATUS
 from gwmodule.wire.messages import Credential, Result, StreamTarget
 from gwmodule.wire.notices import Observation, Presence, Provisioning
 from tests.msp.postgres import Server, programs
@@ -104,6 +105,9 @@ class FakeSession:
 
     async def explain(self, **arguments: Any) -> Result:
         return result(self.checklist)
+
+    async def status(self, deadline: float = 10.0) -> Result:
+        return await self.call(function=STATUS)
 
     def end(self, code: Code, reason: str) -> None:
         self.connected = False

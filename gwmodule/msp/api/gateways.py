@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from gwmodule.errors import Code
+from gwmodule.errors import AmtError, Code, LinkLost
 from gwmodule.msp.api import payloads as p
-from gwmodule.msp.api.answers import ApiError, not_found, said_by_records
+from gwmodule.msp.api.answers import STATUS, ApiError, not_found, said_by_records
 from gwmodule.msp.api.asking import Asked
+from gwmodule.msp.api.calls import body_of, description_of, session_of
 from gwmodule.msp.api.shown import shown_gateway
 from gwmodule.msp.enrolment_site import EnrolmentSite
 from gwmodule.msp.pki import Authority
@@ -50,6 +51,19 @@ class Gateways:
 
     async def get(self, asked: Asked) -> p.GatewayAnswer:
         return shown_gateway(await self._gateway(asked), self._sessions)
+
+    async def health(self, asked: Asked) -> object:
+        """What the gateway says of itself now; docs/operation.md tells what each member means."""
+        session = session_of(self._sessions, (await self._gateway(asked)).name)
+        try:
+            result = await session.status()
+        except LinkLost as exc:
+            raise ApiError(503, "GATEWAY_OFFLINE", str(exc)) from exc
+        except AmtError as exc:
+            raise ApiError(STATUS.get(exc.code, 502), exc.code.name, str(exc)) from exc
+        if result.code is not Code.OK:
+            raise ApiError(STATUS.get(result.code, 502), result.code.name, description_of(result))
+        return body_of(result)
 
     async def add(self, asked: Asked) -> p.GatewayBundle:
         body: p.GatewayRequest = asked.body

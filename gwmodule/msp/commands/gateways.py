@@ -12,7 +12,7 @@ from gwmodule.config import split_address
 from gwmodule.errors import ConfigError
 from gwmodule.msp.client import ApiClient, ApiRefused
 from gwmodule.msp.commands.common import OK, Command, UsageError, online, path_segment
-from gwmodule.msp.commands.output import ago, notice, print_json, show
+from gwmodule.msp.commands.output import ago, notice, print_json, print_tree, show
 from gwmodule.msp.enrolment import (
     SERVICE_NAME,
     check_gateway_name,
@@ -26,6 +26,10 @@ DEFAULT_PORT = 8883
 def add(command: Command) -> None:
     command("gateways", online(_gateways), "list gateways and their links")
     command("gateway list", online(_gateways), "the same as `gateways`")
+    status = command(
+        "gateway status", online(_gateway_status), "what a gateway says of itself: its `status`"
+    )
+    status.add_argument("name", metavar="NAME")
     new = command("gateway add", online(_gateway_add), "make what a gateway needs to enrol")
     _add_new(new)
     new.add_argument("--replace", action="store_true", help="a new certificate for a known name")
@@ -74,6 +78,13 @@ async def _gateways(options: argparse.Namespace, client: ApiClient) -> int:
             "LAST LINK": lambda g: ago(g["lastLink"]),
         },
     )
+    return OK
+
+
+async def _gateway_status(options: argparse.Namespace, client: ApiClient) -> int:
+    path = f"/api/v1/gateways/{path_segment(options.name)}/health"
+    found = await client.request("GET", path)
+    (print_json if options.json else print_tree)(found)
     return OK
 
 

@@ -1,8 +1,10 @@
-from gwmodule.errors import Code
+from gwmodule.errors import Code, DeadlineExceeded, LinkLost
 from gwmodule.msp.accounts import Role
 from gwmodule.msp.registry import LinkDown, LinkUp
+from gwmodule.wire.functions import STATUS
+from gwmodule.wire.messages import Result
 from tests.msp.api.conftest import Site
-from tests.msp.conftest import NOW
+from tests.msp.conftest import NOW, answer
 
 HOME1 = "/api/v1/gateways/home1"
 
@@ -55,3 +57,36 @@ async def test_a_link_is_an_event(site: Site) -> None:
         text = await watcher.next(1.0)
     assert text.count(b"event: gateway") == 2
     assert b'{"name":"home1","connectionStatus":false}' in text
+
+
+async def test_a_gateway_says_how_it_is(site: Site) -> None:
+    token = site.token(Role.VIEWER)
+    said = {"lockdown": {"on": False}, "devices": {"devices": 3}}
+    site.service.session.answer = answer(Code.OK, said)
+    assert await site.request("GET", f"{HOME1}/health", token=token) == (200, said)
+    assert site.service.session.calls == [{"function": STATUS}]
+
+
+async def test_a_gateway_that_cannot_say_it_has_a_reason(site: Site) -> None:
+    token = site.token(Role.VIEWER)
+    session = site.service.session
+
+    async def lost(_: object) -> Result:
+        raise LinkLost("the session was lost")
+
+    async def late(_: object) -> Result:
+        raise DeadlineExceeded("no answer within 10 s")
+
+    async def asked() -> tuple[int, str]:
+        status, error = await site.request("GET", f"{HOME1}/health", token=token)
+        return status, error["error"]
+
+    session.answer = lost
+    assert await asked() == (503, "GATEWAY_OFFLINE")
+    session.answer = late
+    assert await asked() == (504, "DEADLINE")
+    # An older gateway.
+    session.answer = answer(Code.UNKNOWN_FUNCTION, {"error": "gateway.status is not known"})
+    assert (await asked())[1] == "UNKNOWN_FUNCTION"
+    session.connected = False
+    assert await asked() == (503, "GATEWAY_OFFLINE")

@@ -1,4 +1,7 @@
-from tests.msp.conftest import Service
+import json
+
+from gwmodule.errors import Code
+from tests.msp.conftest import Service, answer
 from tests.msp.test_cli import run
 
 
@@ -20,3 +23,13 @@ async def test_replace_is_for_a_known_name(service: Service, tmp_path: object) -
     code, _, err = await run(service, "gateway", "replace", "home1", "--out", out, "--msp", "x:1")
     assert code == 0, err
     assert not await service.registry.is_gateway_allowed("home1", "aa")
+
+
+async def test_a_gateway_is_asked_for_its_status(service: Service) -> None:
+    service.session.answer = answer(Code.OK, {"link": {"connected": True}, "streams": 0})
+    code, out, _ = await run(service, "gateway", "status", "home1")
+    assert (code, "connected: true" in out, "streams: 0" in out) == (0, True, True)
+    code, out, _ = await run(service, "gateway", "status", "home1", "--json")
+    assert json.loads(out) == {"link": {"connected": True}, "streams": 0}
+    code, _, err = await run(service, "gateway", "status", "home9")
+    assert (code, err) == (1, "gwmodule-msp: no gateway 'home9'\n")
