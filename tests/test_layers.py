@@ -102,6 +102,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gwmodule.msp.sol",
         "gwmodule.msp.sol_log",
         "gwmodule.msp.strangers",
+        "gwmodule.msp.stream",
         "gwmodule.msp.tables",
         "gwmodule.msp.terminal",
         "gwmodule.msp.tls",

@@ -25,7 +25,8 @@ import uvloop
 from gwmodule.errors import ChannelReset, Code
 from gwmodule.msp.listener import GatewayListener, ListenerConfig
 from gwmodule.msp.registry import Event
-from gwmodule.msp.session import Sessions, Stream
+from gwmodule.msp.session import Sessions
+from gwmodule.msp.stream import Stream
 from gwmodule.telemetry import start_logging
 from gwmodule.wire.frames import Priority
 from gwmodule.wire.messages import StreamTarget

@@ -17,7 +17,8 @@ import pytest
 
 from gwmodule.amt import digest
 from gwmodule.errors import Code
-from gwmodule.msp.session import Session, Stream
+from gwmodule.msp.session import Session
+from gwmodule.msp.stream import Stream
 from gwmodule.relay.calls import Calls
 from gwmodule.relay.streams import Streams
 from gwmodule.sim.http import HttpServer

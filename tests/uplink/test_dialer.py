@@ -15,7 +15,7 @@ import pytest
 
 from gwmodule.config import MspPeerConfig, UplinkConfig
 from gwmodule.errors import ChannelReset, Code, DeadlineExceeded, LinkLost
-from gwmodule.msp.session import Stream
+from gwmodule.msp.stream import Stream
 from gwmodule.uplink.dialer import Dialer
 from gwmodule.wire.bodies import MAX_BODY, deflate
 from gwmodule.wire.events import (
