@@ -50,7 +50,7 @@ for file in "$PAGES"/completion/*; do
 	name=${file##*/}
 	case "$name" in
 		*gwmodule-sim*) ;;
-		_*) put 644 "$file" "share/zsh/vendor-completions/$name" ;;
+		_*) put 644 "$file" "share/zsh/site-functions/$name" ;;
 		*) put 644 "$file" "share/bash-completion/completions/${name%.bash}" ;;
 	esac
 done

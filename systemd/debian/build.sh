@@ -25,6 +25,8 @@ DESTDIR=$work/gwmodule PREFIX=/usr PAGES=$work/pages PYTHON=/usr/bin/python3 "$t
 cd "$work/gwmodule"
 rm -r usr/lib/gwmodule/gwmodule/msp usr/bin/gwmodule-msp
 find usr -name '*gwmodule-msp*' -delete
+# Where Debian's zsh looks for those of packages.
+mv usr/share/zsh/site-functions usr/share/zsh/vendor-completions
 
 move() {
 	for path; do
