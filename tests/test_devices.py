@@ -765,4 +765,4 @@ class DevicesMachine(RuleBasedStateMachine):
 
 
 TestDevicesMachine = DevicesMachine.TestCase
-TestDevicesMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestDevicesMachine.settings = settings(max_examples=60, stateful_step_count=40)

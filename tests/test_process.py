@@ -147,7 +147,6 @@ def test_a_good_configuration_is_taken_over_and_a_bad_one_is_not(relay: Relay) -
     assert relay.process.wait(10) == 0
 
 
-@pytest.mark.timeout(40)
 def test_the_end_of_a_lockdown_is_in_the_log_once_whoever_was_asked(relay: Relay) -> None:
     relay.heard("READY=1")
     relay.lockdown(on=True, seconds=4)

@@ -3,7 +3,7 @@ from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gwmodule.amt.connection import HttpAnswer
@@ -207,7 +207,6 @@ def test_what_is_no_answer_is_a_typed_error(data: bytes, error: type[AmtError]) 
         parse_response("Get", data)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=100), st.integers(0, 200))
 def test_garbage_raises_nothing_else(garbage: bytes, cut: int) -> None:
     good = response("Get", "<Status>0</Status><A>1</A>")

@@ -1,7 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gwmodule.amt import redirection
@@ -105,7 +105,6 @@ def test_a_refusal_is_only_the_device_s() -> None:
         message_size(Direction.TO_DEVICE, b"\x11\x02\0\0")
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1))
 def test_the_reader_cuts_whole_messages_out_of_any_segmentation(sizes: list[int]) -> None:
     reader, got = MessageReader(Direction.FROM_DEVICE), []
@@ -133,7 +132,6 @@ def test_the_response_is_the_one_of_the_worked_transcript(
     assert redirection.digest_response(method, HA1, login) == response
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1))
 def test_the_tracker_knows_every_boundary_of_both_directions(sizes: list[int]) -> None:
     typed = redirection.build_sol_data(MessageType.SOL_DATA_TO_HOST, 1, b"\0" * 300)
@@ -183,7 +181,6 @@ def test_a_tracker_that_is_lost_stays_lost(direction: Direction, stream: bytes) 
     assert not tracker.at_boundary
 
 
-@settings(deadline=None)
 @given(st.sampled_from(Direction), st.lists(st.binary(max_size=50)))
 def test_the_tracker_survives_anything(direction: Direction, stream: list[bytes]) -> None:
     tracker = MessageTracker(direction)

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gwmodule.amt.redirection import (
@@ -288,7 +288,6 @@ def test_two_fresh_client_nonces_differ_and_fit_the_firmware() -> None:
     assert len(one) == 32
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1))
 def test_any_segmentation_gives_the_same_session(sizes: list[int]) -> None:
     sol = client()
@@ -301,7 +300,6 @@ def test_any_segmentation_gives_the_same_session(sizes: list[int]) -> None:
     assert events(sol)[-1] == SolData(b"login: ")
 
 
-@settings(deadline=None)
 @given(st.integers(0, len(FROM_DEVICE)), st.binary(min_size=1, max_size=200))
 def test_garbage_at_any_point_is_an_event_and_never_an_exception(good: int, garbage: bytes) -> None:
     sol = client()

@@ -453,7 +453,6 @@ async def connected(path: Path) -> AsyncIterator[Relay]:
 
 @pytest.mark.root
 @needs_root
-@pytest.mark.timeout(60)
 @pytest.mark.skipif(
     not have_dhcp_programs() and not os.environ.get("CI"), reason="needs dnsmasq and udhcpc"
 )
@@ -506,7 +505,6 @@ def has_address(tid: int, address: IPv4Address) -> bool:
 
 @pytest.mark.root
 @needs_root
-@pytest.mark.timeout(60)
 @pytest.mark.skipif(
     not have_dhcp_programs() and not os.environ.get("CI"), reason="needs dnsmasq and udhcpc"
 )

@@ -442,7 +442,8 @@ async def test_a_bad_body_is_refused_and_nothing_is_called(service: Service, bod
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(st.binary(max_size=200) | st.text(max_size=100).map(lambda text: json.dumps(text).encode()))
 async def test_garbage_never_gets_past_the_decoder(service: Service, body: bytes) -> None:

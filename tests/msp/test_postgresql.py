@@ -48,7 +48,6 @@ def notice(number: int) -> Observed:
     return Observed("home1", *NAT, hello(mac, uuid=UUID(int=number + 1)), 0.0, 1.0)
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("how", ["stop", "crash"])
 async def test_a_restart_in_the_middle_loses_no_acknowledged_registration(
     database: Database, server: Server, how: str

@@ -127,7 +127,6 @@ async def test_a_second_service_is_refused_with_the_reason(
         assert (await client.request("GET", "/healthz"))["status"] == "ok"
 
 
-@pytest.mark.timeout(60)
 async def test_it_serves_from_postgresql_and_outlives_a_restart_of_it(
     processes: list[asyncio.subprocess.Process], command: ServeCommand, tmp_path: Path
 ) -> None:
@@ -160,7 +159,6 @@ async def test_it_serves_from_postgresql_and_outlives_a_restart_of_it(
         await asyncio.to_thread(server.remove)
 
 
-@pytest.mark.timeout(60)  # five starts of the service
 async def test_a_database_or_key_that_cannot_be_used_is_a_clear_error(
     processes: list[asyncio.subprocess.Process], command: ServeCommand, tmp_path: Path
 ) -> None:

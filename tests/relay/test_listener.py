@@ -12,7 +12,7 @@ from itertools import pairwise
 from uuid import UUID
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gwmodule.config import Config
@@ -96,7 +96,7 @@ async def test_the_source_is_the_device_s_address() -> None:
         assert lan.hellos[0][1] == IPv4Address("127.0.0.9")
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.integers(1, len(HELLO_A) - 1), max_size=10))
 def test_any_segmentation_gives_the_same_hello(cuts: list[int]) -> None:
     async def main() -> None:

@@ -1,7 +1,7 @@
 from xml.sax.saxutils import escape
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gwmodule.sim.boot import BootSource
@@ -126,7 +126,6 @@ def test_what_is_no_call_is_a_fault(pc: Machine, body: bytes) -> None:
     assert parse_xml(answer).read("Body", "Fault", "faultcode") == "s:Client"
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(NAMESPACES)), st.binary(max_size=100), st.integers(0, 300))
 def test_no_request_raises(path: str, garbage: bytes, cut: int) -> None:
     server = EoiServer(Machine(PC, "x", now=0.0, profile=PROFILES["amt6"]))

@@ -2,7 +2,7 @@ import itertools
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gwmodule.amt import digest
@@ -163,7 +163,6 @@ def test_what_is_no_request_is_refused_and_ends_the_connection() -> None:
     assert http.refuse(413).close
 
 
-@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_no_authorization_raises(value: str) -> None:
     http, _ = server()

@@ -2,7 +2,7 @@ from dataclasses import replace
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gwmodule.amt import redirection
@@ -385,7 +385,6 @@ def test_data_before_the_login_ends_the_connection() -> None:
     assert device.closed_because == "message type 0x28 while logging in"
 
 
-@settings(deadline=None)
 @given(st.integers(0, 5), st.binary(min_size=1, max_size=300))
 def test_garbage_never_raises(good: int, garbage: bytes) -> None:
     pc = machine()
@@ -397,7 +396,6 @@ def test_garbage_never_raises(good: int, garbage: bytes) -> None:
     later(device, 5.0)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1))
 def test_any_segmentation_opens_the_line(sizes: list[int]) -> None:
     pc = machine()

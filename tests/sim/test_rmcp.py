@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gwmodule.sim.machine import Machine, Provisioning
@@ -41,7 +41,6 @@ def test_anything_else_gets_nothing(position: int) -> None:
     assert pong(bytes(other), machine(), 16992) is None
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=11))
 def test_a_short_datagram_gets_nothing(data: bytes) -> None:
     assert pong(data, machine(), 16992) is None

@@ -397,7 +397,6 @@ TestSession = SessionMachine.TestCase
 TestSession.settings = settings(
     max_examples=150,
     stateful_step_count=60,
-    deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
