@@ -280,7 +280,6 @@ def test_what_is_no_envelope_is_a_fault(server: WsmanServer, request_: bytes) ->
     assert fault(server, request_).startswith("c:")
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 600))
 def test_no_request_raises(garbage: bytes, cut: int) -> None:
     pc = Machine(PC, "P@ssw0rd", now=0.0)
@@ -370,7 +369,7 @@ ARGUMENTS = [
 ]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.sampled_from(METHODS),
     st.dictionaries(
