@@ -49,7 +49,9 @@ def test_a_pc_is_reset_watched_and_typed_on_over_a_cut_of_the_wan(site: Site, pa
     sees(page, "Management Engine", 40)
     # The rest of the boot is said while nothing gets through.
     with site.system.lab.wan_cut():
+        heard = len(site.spoken("pc1"))
         time.sleep(5)
+        assert len(site.spoken("pc1")) > heard
     sees(page, "recovery>", 40)
     type_on(page, "uuid\r")
     sees(page, UUIDS["pc1"])
