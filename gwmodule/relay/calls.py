@@ -218,12 +218,13 @@ class Calls:
 
     async def _power_turn(self, mac: bytes) -> None:
         """Called with the device's turn, so there are never two that wait for the same device."""
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         self._power = {m: at for m, at in self._power.items() if now - at < POWER_DISTANCE}
-        wait = self._power.get(mac, -POWER_DISTANCE) + POWER_DISTANCE - now
-        if wait > 0:
-            await asyncio.sleep(wait)
-        self._power[mac] = now + max(wait, 0.0)
+        if mac in self._power:
+            await asyncio.sleep(self._power[mac] + POWER_DISTANCE - now)
+        # Not when it was to be: a loop that is busy lets the request out later than that.
+        self._power[mac] = loop.time()
 
     def _turn(self, mac: bytes) -> _Turn:
         turn = self._devices.get(mac)

@@ -235,6 +235,15 @@ async def test_a_change_is_never_sent_twice() -> None:
     assert sum(b"Destroy_INPUT" in request.body for request in server.authorized) == 1
 
 
+async def test_a_read_that_breaks_on_a_fresh_connection_is_not_sent_again() -> None:
+    server = DeviceServer(always(b""))
+    async with talking_to(server) as client:
+        with pytest.raises(DeviceUnreachable, match="Get CIM_Chassis"):
+            await client.get(CLS)
+        # The first ends with the challenge, which closes it; the second was fresh.
+        assert server.connections == 2
+
+
 async def test_a_closed_port_is_unreachable() -> None:
     async with client_to({}, tls=TlsMode.OFF) as client:
         with pytest.raises(DeviceUnreachable, match="Get CIM_Chassis: port 16992"):

@@ -412,7 +412,7 @@ async def test_two_power_requests_to_a_device_keep_the_distance_that_amt_wants(
     async with home(tmp_path) as (made, session):
         for _ in range(3):
             await ask(session, made.device, "test.stub")
-    assert min(later - earlier for earlier, later in pairwise(at)) >= 0.19
+    assert min(later - earlier for earlier, later in pairwise(at)) >= 0.199
 
 
 @pytest.mark.parametrize("mode", [CredentialMode.HA1, CHALLENGE])
