@@ -23,7 +23,7 @@ export SOURCE_DATE_EPOCH
 "${PYTHON:-python3}" -B "$tree/docs/generate.py" "$work/pages" gwmodule
 DESTDIR=$work/gwmodule PREFIX=/usr PAGES=$work/pages PYTHON=/usr/bin/python3 "$tree/systemd/install.sh"
 cd "$work/gwmodule"
-rm -r usr/lib/gwmodule/gwmodule/msp usr/bin/gwmodule-msp
+rm usr/bin/gwmodule-msp
 find usr -name '*gwmodule-msp*' -delete
 # Where Debian's zsh looks for those of packages.
 mv usr/share/zsh/site-functions usr/share/zsh/vendor-completions
@@ -34,10 +34,16 @@ move() {
 		mv "$path" "$work/gwmodule-capture/$path"
 	done
 }
-# The division is the one of the OpenWrt packages.
-for module in $(sed -n '/^define Py3Package\/gwmodule-capture\/filespec/,/^endef/s|^+.*/\(capture/.*\.py\)$|\1|p' \
-	"$tree/openwrt/gwmodule/Makefile"); do
+# The division is the one of the OpenWrt packages, and what they leave out is the MSP's.
+listed() { # PACKAGE SIGN
+	sed -n "/^define Py3Package\\/$1\\/filespec/,/^endef/s/^$2|.*DIR)\\/gwmodule\\///p" \
+		"$tree/openwrt/gwmodule/Makefile"
+}
+for module in $(listed gwmodule-capture +); do
 	move "usr/lib/gwmodule/gwmodule/$module"
+done
+for module in $(listed gwmodule -); do
+	rm -rf "usr/lib/gwmodule/gwmodule/$module"
 done
 move usr/lib/systemd/system/gwmodule-capture.service
 

@@ -31,6 +31,7 @@ from tests.openwrt.ipk import (
     built,
     member,
 )
+from tests.test_layers import MODULES, imports
 
 BARE = Path(__file__).with_name("bare.py")
 
@@ -165,12 +166,22 @@ def test_nothing_of_the_msp_the_simulator_or_the_capture_is_in_the_relay(
         assert f"{SITE}/gwmodule/capture/{module}.pyc" in capture
 
 
-def test_every_module_of_the_gateway_is_in_a_package(packages: dict[str, Ipk]) -> None:
-    shipped = {name for ipk in packages.values() for name in ipk.files}
-    for source in sorted((TREE / "gwmodule").rglob("*.py")):
-        path = source.relative_to(TREE).as_posix()
-        if path.split("/")[1] not in ("msp", "sim"):
-            assert f"{SITE}/{path}c" in shipped
+def test_a_router_gets_the_modules_that_the_command_can_reach_and_no_other(
+    packages: dict[str, Ipk],
+) -> None:
+    wanted, open_ends = set[str](), {"gwmodule.__main__"}
+    while open_ends:
+        name = open_ends.pop()
+        wanted.add(name)
+        found = imports(MODULES[name]) | {name.rpartition(".")[0]}
+        open_ends |= (found & MODULES.keys()) - wanted
+    shipped = {
+        name.removeprefix(f"{SITE}/").removesuffix(".pyc").replace("/", ".")
+        for package in ("gwmodule", "gwmodule-capture")
+        for name in packages[package].files
+        if name.endswith(".pyc")
+    }
+    assert {name.removesuffix(".__init__") for name in shipped} == wanted
 
 
 def test_what_a_router_keeps(packages: dict[str, Ipk], tmp_path: Path) -> None:
