@@ -151,20 +151,12 @@ class DhcpObserver:
         self._waiting: OrderedDict[tuple[int, bytes], _Client] = OrderedDict()
         self.malformed = 0
 
-    def observation_from(self, payload: bytes, now: float) -> Lease | LeaseEnd | None:
-        """What a UDP payload says about a lease, if anything; never raises.
+    def observe(self, payload: bytes, now: float) -> Lease | LeaseEnd | None:
+        """What a UDP payload says about a lease once it has passed the gate; never raises.
 
         A renewal is a DHCPACK like any other. A payload that is no whole DHCP message, or claims
         something impossible, counts as malformed.
         """
-        verdict = gate(payload)
-        if isinstance(verdict, Verdict):
-            self.malformed += verdict is Verdict.MALFORMED
-            return None
-        return self.observe(payload, now)
-
-    def observe(self, payload: bytes, now: float) -> Lease | LeaseEnd | None:
-        """The same for a payload that has passed the gate already."""
         message = self._dissect(payload)
         if message is None:
             self.malformed += 1

@@ -43,8 +43,19 @@ from tests.capture.frames import (
 dissector = functools.cache(load_dissector)
 
 
-def observer() -> DhcpObserver:
-    return DhcpObserver(dissector())
+class Gated(DhcpObserver):
+    """The gate and what is behind it, as `capture.observer` puts them together."""
+
+    def observation_from(self, payload: bytes, now: float) -> Lease | LeaseEnd | None:
+        verdict = gate(payload)
+        if isinstance(verdict, Verdict):
+            self.malformed += verdict is Verdict.MALFORMED
+            return None
+        return self.observe(payload, now)
+
+
+def observer() -> Gated:
+    return Gated(dissector())
 
 
 def test_a_recorded_pc_boots_renews_and_releases() -> None:
@@ -191,6 +202,20 @@ def test_an_ack_cut_anywhere_gives_nothing_or_the_whole_lease() -> None:
     assert got == [None] * end + [expected] * (len(whole) + 1 - end)
 
 
+def test_another_protocol_is_not_dissected() -> None:
+    payload = dhcp(2, ack()[240:], yiaddr=PC, magic=b"\x63\x82\x53\x64")
+    assert gate(payload) is Verdict.MALFORMED
+
+
+def test_clients_that_say_nothing_take_no_place_from_those_that_do() -> None:
+    dhcp_ = observer()
+    dhcp_.observation_from(request(option(12, b"pc")), now=0.0)
+    for number in range(MAX_WAITING):
+        mac = b"\x06" + number.to_bytes(5, "big")
+        dhcp_.observation_from(request(mac=mac), now=0.0)
+    assert dhcp_.observation_from(ack(), now=0.0) == Lease(PC_MAC, PC, 3600, "pc")
+
+
 @given(st.binary(max_size=600))
 def test_garbage_never_raises(payload: bytes) -> None:
     dhcp = observer()
@@ -301,6 +326,6 @@ def test_clients_that_were_never_answered_are_forgotten() -> None:
 
 def test_a_dissector_that_says_no_is_counted() -> None:
     refuse: Dissect = lambda payload: None  # noqa: E731
-    dhcp = DhcpObserver(refuse)
+    dhcp = Gated(refuse)
     assert dhcp.observation_from(ack(), now=0.0) is None
     assert dhcp.malformed == 1
