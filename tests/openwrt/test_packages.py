@@ -25,7 +25,6 @@ from tests.openwrt.ipk import (
     MINOR,
     PINNED,
     SITE,
-    TREE,
     Ipk,
     buildable,
     built,
