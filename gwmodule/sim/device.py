@@ -198,6 +198,7 @@ class SimulatedDevice:
         name = self.machine.hostname
         pem = tls.self_signed(name, datetime.datetime.now(datetime.UTC))
         context = tls.device_context(pem)
+        self.machine.certificate = tls.certificate_in(pem)
         http = partial(HttpConnection, self, self._http)
         ports = self.ports
         plain = self.machine.profile.has(Feature.PLAIN)

@@ -134,6 +134,15 @@ class Remote:
     kvm: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What its TLS ports show: X.509 and, as PKCS #1, the public key, both in DER."""
+
+    der: bytes
+    key: bytes
+    subject: str
+
+
 class Machine:
     """A PC. `serial_pace` scales the pauses of the boot texts (0: at once); `now` is seconds.
 
@@ -180,6 +189,8 @@ class Machine:
         self.last_plan = Plan()
         self.remote = Remote()
         self.settings: dict[str, dict[str, str | int | bool]] = {}
+        # Of who gives it TLS ports.
+        self.certificate: Certificate | None = None
         # The same PC shows the same codes and is as moody in every run.
         self.rng = rng or random.Random(uuid.int)
         self.serial = SerialLine(hostname, str(uuid), serial_pace)

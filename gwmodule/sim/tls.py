@@ -12,6 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
+from gwmodule.sim.machine import Certificate
+
 # RSA, because the TLS of AMT before 12 exchanges keys with it.
 KEY_SIZE = 2048
 
@@ -36,6 +38,17 @@ def self_signed(name: str, now: datetime.datetime) -> bytes:
         serialization.NoEncryption(),
     )
     return private + certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def certificate_in(pem: bytes) -> Certificate:
+    certificate = x509.load_pem_x509_certificate(pem)
+    return Certificate(
+        certificate.public_bytes(serialization.Encoding.DER),
+        certificate.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.PKCS1
+        ),
+        certificate.subject.rfc4514_string(),
+    )
 
 
 def device_context(pem: bytes) -> ssl.SSLContext:

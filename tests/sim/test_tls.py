@@ -5,7 +5,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from gwmodule.sim.tls import device_context, self_signed
+from gwmodule.sim.tls import certificate_in, device_context, self_signed
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
@@ -20,6 +20,13 @@ def test_the_certificate_is_self_signed_and_valid_now(pem: bytes) -> None:
     assert certificate.issuer == certificate.subject
     assert certificate.not_valid_before_utc < NOW < certificate.not_valid_after_utc
     assert isinstance(certificate.public_key(), rsa.RSAPublicKey)
+
+
+def test_the_key_stands_in_its_certificate(pem: bytes) -> None:
+    certificate = certificate_in(pem)
+    assert certificate.subject == "CN=pc"
+    assert ssl.DER_cert_to_PEM_cert(certificate.der).encode() in pem
+    assert certificate.key in certificate.der
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

@@ -8,8 +8,11 @@ with 501 NOT_SUPPORTED rather than answered with a success.
 
 from __future__ import annotations
 
+import base64
 import datetime
+import re
 from collections.abc import Iterable
+from itertools import product
 from typing import Any
 from uuid import UUID
 
@@ -60,6 +63,7 @@ CONNECTION_TYPES: dict[int | None, str] = {
 }  # fmt: skip
 WIRELESS = 3
 LINK_POLICIES = {1: "S0 AC", 14: "Sx AC", 16: "S0 DC", 224: "Sx DC"}
+_COMMON_NAME = re.compile(r"(?:^|,\s*)CN=([^,]+)")
 CONSENT = {0: "none", 1: "kvm", 0xFFFFFFFF: "all"}
 CONSENT_NUMBERS = {name: number for number, name in CONSENT.items()}
 
@@ -129,7 +133,6 @@ class Amt:
         return await self._act(asked, SUCCESS, "boot.once", **arguments)
 
     async def boot_sources(self, asked: Asked) -> list[p.BootSource]:
-        read = await self._call(asked, "wsman.enumerate", **{"class": "CIM_BootSourceSetting"})
         return [
             p.BootSource(
                 bios_boot_string=_text(source, "BIOSBootString"),
@@ -139,7 +142,7 @@ class Amt:
                 instance_id=_text(source, "InstanceID"),
                 structured_bios_boot_string=_text(source, "StructuredBootString"),
             )
-            for source in _list(read, "instances")
+            for source in await self._instances(asked, "CIM_BootSourceSetting")
         ]
 
     # Reading.
@@ -259,6 +262,33 @@ class Amt:
                 "physicalConnectionType": CONNECTION_TYPES.get(_number(port.get("connection")), ""),
             }
         return answer
+
+    async def certificates(self, asked: Asked) -> dict[str, Any]:
+        """Which profile uses which of them is not read."""
+        certificates = await self._instances(asked, "AMT_PublicKeyCertificate")
+        keys = await self._instances(asked, "AMT_PublicPrivateKeyPair")
+        pairs = [
+            (_text(certificate, "InstanceID"), _text(key, "InstanceID"))
+            for certificate, key in product(certificates, keys)
+            # An RSA key stands in its certificate as it stands by itself (RFC 5280 section 4.1).
+            if (der := _base64(key, "DERKey")) and der in _base64(certificate, "X509Certificate")
+        ]
+        key_of = dict(pairs)
+        certificate_of = {key: certificate for certificate, key in pairs}
+        return {
+            "profileAssociation": [],
+            "certificates": {
+                "publicKeyCertificateItems": [
+                    _shown_certificate(certificate, key_of) for certificate in certificates
+                ]
+            },
+            "publicKeys": {
+                "publicPrivateKeyPairItems": [_shown_key(key, certificate_of) for key in keys]
+            },
+        }
+
+    async def _instances(self, asked: Asked, cls: str) -> list[dict[str, Any]]:
+        return _list(await self._call(asked, "wsman.enumerate", **{"class": cls}), "instances")
 
     # Logs.
 
@@ -441,6 +471,43 @@ def _named(cls: str, instances: Iterable[dict[str, Any]]) -> list[dict[str, Any]
 def _text(instance: dict[str, Any], name: str) -> str:
     value = instance.get(name)
     return value if isinstance(value, str) else ""
+
+
+def _shown_certificate(certificate: dict[str, Any], key_of: dict[str, str]) -> dict[str, Any]:
+    name, subject = _text(certificate, "InstanceID"), _text(certificate, "Subject")
+    common = _COMMON_NAME.search(subject)
+    return {
+        "elementName": _text(certificate, "ElementName"),
+        "instanceID": name,
+        "x509Certificate": _text(certificate, "X509Certificate"),
+        "trustedRootCertificate": _truth(certificate, "TrustedRootCertificate"),
+        "issuer": _text(certificate, "Issuer"),
+        "subject": subject,
+        "readOnlyCertificate": _truth(certificate, "ReadOnlyCertificate"),
+        "publicKeyHandle": key_of.get(name, ""),
+        "displayName": common[1] if common else name,
+    }
+
+
+def _shown_key(key: dict[str, Any], certificate_of: dict[str, str]) -> dict[str, Any]:
+    name = _text(key, "InstanceID")
+    return {
+        "elementName": _text(key, "ElementName"),
+        "instanceID": name,
+        "derKey": _text(key, "DERKey"),
+        "certificateHandle": certificate_of.get(name, ""),
+    }
+
+
+def _truth(instance: dict[str, Any], name: str) -> bool:
+    return str(instance.get(name)).lower() == "true"
+
+
+def _base64(instance: dict[str, Any], name: str) -> bytes:
+    try:
+        return base64.b64decode(_text(instance, name))
+    except ValueError:
+        return b""
 
 
 def _number(value: Any) -> int | None:

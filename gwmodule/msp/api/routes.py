@@ -196,6 +196,7 @@ ROUTES: tuple[Route, ...] = (
     _amt("features", "features", "Redirection, KVM and user consent", answer=p.FeaturesAnswer),
     _amt("features", "set_features", "Switch them; what is not given stays", _T, method="POST",
          body=p.FeaturesRequest, answer=p.StatusAnswer),
+    _amt("certificates", "certificates", "Certificates and public keys that the device keeps"),
     _amt("log/event", "event_log", "Event log, decoded; with $top or $skip a page",
          query=p.EventLogQuery, answer=list[_ANY] | p.EventPage),
     _amt("log/audit", "audit_log", "Audit log, decoded, newest first", query=p.AuditLogQuery),

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gwmodule.sim.classes import inventory, logs, power, remote, settings, storage, timing
+from gwmodule.sim.classes import (
+    certificates,
+    inventory,
+    logs,
+    power,
+    remote,
+    settings,
+    storage,
+    timing,
+)
 from gwmodule.sim.machine import Machine
 from gwmodule.sim.wsman import Resource
 
-_SUBJECTS = (settings, power, inventory, logs, remote, timing, storage)
+_SUBJECTS = (settings, power, inventory, logs, remote, timing, storage, certificates)
 
 
 def resources(machine: Machine) -> dict[str, Resource]:

@@ -366,6 +366,20 @@ OPEN_AMT: dict[str, str] = {
     " wired.ipSyncEnabled wired.dhcpEnabled wired.ipAddress wired.subnetMask wired.defaultGateway"
     " wired.primaryDNS wired.secondaryDNS wired.physicalConnectionType wired.physicalNICMedium"
     " wired.ieee8021x wireless",
+    "certificates": "profileAssociation.type"
+    " certificates.keyManagementItems certificates.publicKeyCertificateItems.elementName"
+    " certificates.publicKeyCertificateItems.instanceID"
+    " certificates.publicKeyCertificateItems.x509Certificate"
+    " certificates.publicKeyCertificateItems.trustedRootCertificate"
+    " certificates.publicKeyCertificateItems.issuer"
+    " certificates.publicKeyCertificateItems.subject"
+    " certificates.publicKeyCertificateItems.readOnlyCertificate"
+    " certificates.publicKeyCertificateItems.publicKeyHandle"
+    " certificates.publicKeyCertificateItems.associatedProfiles"
+    " certificates.publicKeyCertificateItems.displayName"
+    " publicKeys.publicPrivateKeyPairItems.elementName"
+    " publicKeys.publicPrivateKeyPairItems.instanceID publicKeys.publicPrivateKeyPairItems.derKey"
+    " publicKeys.publicPrivateKeyPairItems.certificateHandle",
     "log/event": "DeviceAddress EventSensorType EventType EventOffset EventSourceType"
     " EventSeverity SensorNumber Entity EntityInstance EventData TimeStamp EntityStr Desc",
     "log/audit": "totalCnt records.AuditAppID records.EventID records.InitiatorType"
@@ -383,6 +397,8 @@ ABSENT = {
     "Body.PreferredAddressFamily", "Body.PresenceNotificationInterval",
     "ocr", "httpsBootSupported", "localPBABootSupported", "winREBootSupported", "rpe",
     "rpeSupported", "wired.elementName", "wired.vlanTag", "wired.sharedStaticIP",
+    "profileAssociation.type", "certificates.keyManagementItems",
+    "certificates.publicKeyCertificateItems.associatedProfiles",
     "wired.sharedDynamicIP", "wired.physicalNICMedium", "wired.ieee8021x", "records.ExStr",
 }  # fmt: skip
 
@@ -408,7 +424,7 @@ async def test_answers_have_open_amts_members(amt: Site, path: str) -> None:
     "body", [b"[1]", b"{}", b'{"power_state": "on"}', b"null", b"\xff", b'{"records": [1, null]}']
 )
 @pytest.mark.parametrize(
-    "path", ["power/state", "hardwareInfo", "log/event", "features", "version"]
+    "path", ["power/state", "hardwareInfo", "log/event", "features", "version", "certificates"]
 )
 async def test_a_gateway_that_answers_nonsense_is_no_crash(
     site: Site, path: str, body: bytes
@@ -439,7 +455,7 @@ async def simulated(site: Site) -> AsyncIterator[Site]:
 async def test_a_simulated_pc_is_read_and_switched_as_open_amt_does_it(simulated: Site) -> None:
     names = [
         "version", "generalSettings", "hardwareInfo", "features", "networkSettings",
-        "power/bootSources",
+        "power/bootSources", "certificates",
     ]  # fmt: skip
     for path in names:
         answered = await get(simulated, path)
@@ -461,6 +477,34 @@ async def test_a_simulated_pc_is_read_and_switched_as_open_amt_does_it(simulated
     newest, oldest = await audited(simulated, 0), await audited(simulated, 10_000)
     assert newest == sorted(newest, reverse=True)
     assert oldest == []
+
+
+async def test_a_certificate_and_its_key_name_each_other(simulated: Site) -> None:
+    read = await get(simulated, "certificates")
+    (certificate,) = read["certificates"]["publicKeyCertificateItems"]
+    (key,) = read["publicKeys"]["publicPrivateKeyPairItems"]
+    assert certificate["publicKeyHandle"] == key["instanceID"] == "Intel(r) AMT Key: Handle: 0"
+    assert key["certificateHandle"] == certificate["instanceID"]
+    assert (certificate["displayName"], certificate["subject"]) == ("pc7", "CN=pc7")
+    assert (certificate["trustedRootCertificate"], certificate["readOnlyCertificate"]) == (
+        False,
+        True,
+    )
+
+
+async def test_certificates_without_keys_and_garbage_are_told_as_they_are(site: Site) -> None:
+    instances = [
+        {"InstanceID": "1", "X509Certificate": "not base64", "Subject": "C=US, CN=root",
+         "TrustedRootCertificate": "true"},
+        {"InstanceID": "2", "DERKey": ""},
+        {"InstanceID": 3, "X509Certificate": 4, "DERKey": "AAAA"},
+    ]  # fmt: skip
+    site.service.session.answer = answer(Code.OK, {"instances": instances})
+    read = await get(site, "certificates")
+    items = read["certificates"]["publicKeyCertificateItems"]
+    assert [item["displayName"] for item in items] == ["root", "2", ""]
+    assert [item["trustedRootCertificate"] for item in items] == [True, False, False]
+    assert {item["publicKeyHandle"] for item in items} == {""}
 
 
 async def audited(site: Site, skip: int) -> list[str]:
