@@ -226,9 +226,10 @@ class EnrolmentSite:
                 if refusal.status < 500 and refusal.status != 429:
                     self._failures.admits(network, now)
                 self.counters[f"refused_{refusal.error.lower()}"] += 1
-                self._log.warning(
-                    "enrolment_refused", peer=peer, path=request.path, reason=str(exc)
-                )
+                if refusal.status != 429:
+                    self._log.warning(
+                        "enrolment_refused", peer=peer, path=request.path, reason=str(exc)
+                    )
                 headers = {"Retry-After": str(refusal.later)} if refusal.later else {}
                 content = {"error": refusal.error, "errorDescription": str(exc)}
                 return web.json_response(content, status=refusal.status, headers=headers)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import ssl
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
 from gwmodule.msp.acceptor import Acceptor
@@ -36,6 +38,11 @@ class Callers:
         self.strangers.leave(handler)
 
 
+def is_our_matter(record: logging.LogRecord) -> bool:
+    """For aiohttp's log: a stranger sends what is no HTTP for nothing, and a line costs us."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
 class HttpPort:
     """Whoever nobody knows and who is silent is cut off after `patience` seconds.
 
@@ -53,6 +60,7 @@ class HttpPort:
         most: int,
     ) -> None:
         assert runner.server is not None  # noqa: S101 - the runner was set up
+        logging.getLogger("aiohttp.server").addFilter(is_our_matter)
         self._server = runner.server
         self._tls = tls
         self._callers = callers

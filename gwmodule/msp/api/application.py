@@ -6,8 +6,10 @@ request -> origin -> route's row -> who asks, may he -> query, body -> handler -
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -52,6 +54,8 @@ from gwmodule.msp.vault import Vault
 from gwmodule.telemetry import EventLog
 
 Handler = Callable[[Asked], Awaitable[Any]]
+# For a whole answer: the longest, some ten MB of devices, over the slowest line that shows a page.
+SEND_TIMEOUT = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,8 @@ class Api:
             self.events,
             self.metrics,
             self.authenticator,
-            document,
+            # Making it takes 40 ms, which everybody else would wait.
+            cache(document),
             parts.database.dialect.value,
         )
         self.groups: dict[str, object] = {
@@ -300,8 +305,18 @@ class Api:
         except Exception:
             self._log.exception("request_failed", path=request.path)
             response = error_response(500, "INTERNAL", "our own fault; the log says more")
-        if not response.prepared and request.path.startswith("/api/"):
+        if response.prepared:
+            return response
+        if request.path.startswith("/api/"):
             # Answers hold host names that somebody else chose, and now and then a key.
             response.headers.setdefault("Cache-Control", "no-store")
             response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await response.prepare(request)
+                await response.write_eof()
+        except TimeoutError:
+            # Who does not read keeps the answer in our memory for as long.
+            if request.transport is not None:
+                request.transport.abort()
         return response

@@ -11,6 +11,7 @@ Whatever is missing, unknown, expired or for something else is refused; there is
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import pwd
 import socket
 import struct
@@ -214,8 +215,25 @@ class Authenticator:
         # Some proxies add a line of their own below the caller's instead of ending his.
         hops = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")
         while address in self._proxies and hops:
-            address = hops.pop().strip() or address
+            hop = _address_in(hops.pop())
+            if hop is None:
+                # Not to be told apart from others is the proxy's callers' loss, not a way around.
+                break
+            address = hop
         return address
+
+
+def _address_in(hop: str) -> str | None:
+    """The address in an element of X-Forwarded-For, with or without a port."""
+    text = hop.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return None
 
 
 def offered_token(request: web.Request) -> str | None:

@@ -106,6 +106,33 @@ async def test_a_line_that_the_caller_wrote_himself_is_not_the_proxys(site: Site
     assert authenticator.address_of(request) == "198.51.100.7"
 
 
+@pytest.mark.parametrize(
+    ("line", "address"),
+    [
+        ("203.0.113.1, 198.51.100.7", "198.51.100.7"),
+        # With a port that changes each caller would be new each time.
+        ("198.51.100.7:40001", "198.51.100.7"),
+        ("[2001:db8::7]:40001", "2001:db8::7"),
+        ("2001:db8::7", "2001:db8::7"),
+        ("203.0.113.1, unknown", "192.0.2.1"),
+        ("203.0.113.1, _hidden", "192.0.2.1"),
+        ("203.0.113.1,", "192.0.2.1"),
+        ("x" * 5000, "192.0.2.1"),
+        ("203.0.113.1, 192.0.2.2", "203.0.113.1"),
+    ],
+)
+async def test_what_a_proxy_writes_is_an_address_or_nothing(
+    site: Site, line: str, address: str
+) -> None:
+    proxies = ["192.0.2.1", "192.0.2.2"]
+    authenticator = Authenticator(
+        site.service.accounts, site.service.api.tokens, lambda: NOW, proxies=proxies
+    )
+    lines = CIMultiDict([("X-Forwarded-For", line)])
+    request = make_mocked_request("POST", "/", lines).clone(remote="192.0.2.1")
+    assert authenticator.address_of(request) == address
+
+
 async def test_a_new_role_counts_at_once_and_ends_old_tokens(site: Site) -> None:
     token = site.token(Role.TECHNICIAN)
     path = "/api/v1/users/technician@default"

@@ -1,17 +1,19 @@
 import asyncio
 import datetime
+import socket
 import ssl
 from pathlib import Path
 
 import pytest
 
 from gwmodule.errors import ConfigError
-from gwmodule.msp.api import tcp_socket
+from gwmodule.msp.api import application, openapi, tcp_socket
 from gwmodule.msp.api.listening import tcp_port, tls_context
 from gwmodule.msp.client import ApiClient
 from gwmodule.msp.pki import Authority
 from tests.msp.api.conftest import Site
 from tests.msp.conftest import Service, served
+from tests.uplink.peers import until
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "localhost", "msp.example", ""])
@@ -83,3 +85,45 @@ async def test_a_body_that_never_comes_is_not_waited_for(
     assert b" 408 " in answer
     assert b"REQUEST_TIMEOUT" in answer
     writer.close()
+
+
+async def test_an_answer_that_nobody_reads_is_not_kept(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(application, "SEND_TIMEOUT", 0.3)
+    host, port = site.url.removeprefix("http://").split(":")
+    request = (
+        "GET /api/v1/openapi.json HTTP/1.1\r\nHost: x\r\n"
+        f"Authorization: Bearer {site.token()}\r\n\r\n"
+    )
+    with socket.socket() as reader:
+        # Before it connects: the window is what it says then.
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(reader, (host, int(port)))
+        await loop.sock_sendall(reader, request.encode() * 100)
+        server = site.service.runner.server
+        assert server is not None
+        await until(lambda: server.connections)
+        await until(lambda: not server.connections)
+
+
+async def test_the_description_is_made_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "/api/v1/openapi.json"
+    first = await site.request("GET", path, token=site.token())
+    assert first[0] == 200
+    monkeypatch.setattr(openapi, "msgspec", None)
+    assert await site.request("GET", path, token=site.token()) == first
+
+
+async def test_what_is_no_http_is_no_error_of_ours(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, port = site.url.removeprefix("http://").split(":")
+    for said in (b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\nX y: z\r\n\r\n", bytes(100)):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(said)
+        assert b" 400 " in await reader.read()
+        writer.close()
+    assert not caplog.records
