@@ -341,8 +341,9 @@ async def test_what_the_holder_has_not_shown_holds_the_device_back() -> None:
         await browser.see(b"login: ")
         browser.reads = False
         desk.tasks.create_task(flood(desk, browser, 200))
-        await asyncio.sleep(1)
         console = next(iter(desk.consoles._open.values()))
+        await browser.wait(lambda: console.log.end - browser.viewer.acknowledged > 4096)
+        await asyncio.sleep(0.5)
         held = console.log.end
         # One chunk beyond the mark, and nothing was overwritten.
         assert 4096 < held - browser.viewer.acknowledged <= 4096 + 4096

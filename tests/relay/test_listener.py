@@ -21,6 +21,7 @@ from gwmodule.relay.listener import MAX_CONNECTIONS, MAX_CONNECTIONS_PER_SOURCE,
 from gwmodule.relay.policy import Lockdown
 from gwmodule.wire.notices import MAX_HELLO
 from tests.capture.frames import HELLO_A, HELLO_B, HELLO_C, UUID_A, UUID_C
+from tests.uplink.peers import until
 
 LOOPBACK = IPv4Address("127.0.0.1")
 UNKNOWN_VERSION = HELLO_A[:2] + b"\x07\0" + HELLO_A[4:]
@@ -153,22 +154,22 @@ async def test_a_connection_that_breaks_off_is_counted() -> None:
     async with listening() as lan:
         with await lan.connect() as sock:
             await asyncio.get_running_loop().sock_sendall(sock, HELLO_A[:10])
-            await asyncio.sleep(0.05)
+            await until(lambda: lan.listener.counters["accepted"])
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        await asyncio.sleep(0.05)
+        await until(lambda: len(lan.listener.counters) > 1)
         assert lan.listener.counters == {"accepted": 1, "lost": 1}
 
 
 async def test_one_source_cannot_keep_others_out() -> None:
     async with listening() as lan:
         held = [await lan.connect("127.0.0.66") for _ in range(MAX_CONNECTIONS_PER_SOURCE + 3)]
-        await asyncio.sleep(0.05)
+        await until(lambda: lan.listener.counters.total() == len(held))
         assert lan.listener.counters["limit_source"] == 3
         await lan.send(HELLO_A, source="127.0.0.9")
         assert len(lan.hellos) == 1
         for sock in held:
             sock.close()
-        await asyncio.sleep(0.05)
+        await until(lambda: lan.listener.counters["empty"] == MAX_CONNECTIONS_PER_SOURCE)
         await lan.send(HELLO_A, source="127.0.0.66")
         assert len(lan.hellos) == 2
 
@@ -176,7 +177,7 @@ async def test_one_source_cannot_keep_others_out() -> None:
 async def test_the_number_of_connections_is_bounded() -> None:
     async with listening() as lan:
         held = [await lan.connect(f"127.0.1.{n // 4}") for n in range(MAX_CONNECTIONS + 2)]
-        await asyncio.sleep(0.05)
+        await until(lambda: lan.listener.counters.total() == len(held))
         assert lan.listener.counters["limit"] == 2
         for sock in held:
             sock.close()
@@ -208,7 +209,7 @@ async def test_an_address_that_cannot_be_used_is_named_and_tried_again() -> None
 async def test_closing_drops_connections() -> None:
     async with listening() as lan:
         with await lan.connect() as sock:
-            await asyncio.sleep(0.05)
+            await until(lambda: lan.listener.counters["accepted"])
             await lan.listener.close()
             assert await asyncio.get_running_loop().sock_recv(sock, 10) == b""
             assert lan.listener.counters["aborted"] == 1
