@@ -55,6 +55,11 @@ class SessionSeam(Protocol):
     @property
     def rtt(self) -> float | None: ...
 
+    @property
+    def buffered(self) -> int:
+        """Bytes for the gateway that it has not acknowledged."""
+        ...
+
     async def call(
         self,
         *,

@@ -69,6 +69,8 @@ from gwmodule.wire.notices import NO_MAC, NO_UUID
 
 # The gateway answers a call at its deadline by itself; this much later it is not going to.
 _GRACE = 5.0
+# Ends of a session that a resumption would have spared its streams.
+_NOT_RESUMED = (Code.SESSION_LOST, Code.REPLACED)
 
 
 class _PendingCall:
@@ -173,6 +175,7 @@ class Session:
     def drop_link(self, goaway: GoAway) -> None:
         if self._link is not None:
             self._link.close(goaway)
+            self.traffic.links_lost[goaway.code] += 1
 
     def send_away(self, reason: str, address: str, deadline: int) -> None:
         """Make before break: the gateway opens a new session at `address` (empty: here again), this
@@ -206,8 +209,10 @@ class Session:
         self._log.info("link_lost", gateway=self.gateway, reason=reason)
         self.detach()
         if isinstance(reason, RemoteProtocolError):
+            self.traffic.links_lost[reason.code] += 1
             self.end(reason.code, f"protocol error: {reason}")
             return
+        self.traffic.links_lost[Code.SHUTDOWN if self.draining else Code.CONNECTION_LOST] += 1
         if self.draining:
             self.end(Code.SHUTDOWN, "the gateway moved to another session")
             return
@@ -226,6 +231,8 @@ class Session:
         link, self._link = self._link, None
         if link is not None:
             link.close(GoAway(code, reason))
+        if code in _NOT_RESUMED:
+            self.traffic.lost += len(self._streams)
         self.mux.abandon(code, reason)
         while (event := self.mux.next_event()) is not None:
             self._handle(event, [])
@@ -234,6 +241,11 @@ class Session:
                 pending.result.set_exception(LinkLost(f"outcome unknown: {reason}"))
         self._calls.clear()
         self._on_down(self)
+
+    @property
+    def buffered(self) -> int:
+        """Bytes for the gateway that it has not acknowledged."""
+        return self.mux.unacknowledged
 
     def flush(self) -> None:
         if self._link is not None:

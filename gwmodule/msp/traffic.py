@@ -18,9 +18,13 @@ class Direction(enum.StrEnum):
 
 
 class Traffic:
-    """`resumed` counts streams that went on over a new link."""
+    """Of streams whose link broke, `resumed` went on over a new one, and `lost` ended with their
+    session. `links_lost` are links of sessions, by why.
+    """
 
     def __init__(self) -> None:
         self.carried: Counter[tuple[Priority, Direction]] = Counter()
         self.refused: Counter[Code] = Counter()
+        self.links_lost: Counter[Code] = Counter()
         self.resumed = 0
+        self.lost = 0

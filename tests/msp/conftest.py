@@ -90,6 +90,7 @@ class FakeSession:
     boot_id: bytes = bytes(8)
     connected: bool = True
     rtt: float | None = 0.021
+    buffered: int = 0
     calls: list[dict[str, Any]] = field(default_factory=list)
     answer: Callable[[dict[str, Any]], Awaitable[Result]] | None = None
     streams: asyncio.Queue[FakeStream] = field(default_factory=asyncio.Queue)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from gwmodule.errors import ChannelReset, Code
+from gwmodule.errors import ChannelReset, Code, LinkLost
 from gwmodule.msp.traffic import Direction
 from gwmodule.wire.events import ChannelOpened
 from gwmodule.wire.frames import Priority
@@ -24,12 +24,14 @@ async def test_what_a_stream_carries_is_counted_over_links_and_sessions(tmp_path
         assert traffic.resumed == 0
         dialer.reconnect("test")
         await until(lambda: recorder.ups == [True, False])
-        assert traffic.resumed == 1
+        assert (traffic.resumed, traffic.lost) == (1, 0)
         stream.priority = Priority.BULK
         stream.write(bytes(1000))
         session = msp.sessions.locate("gw-1")
         assert session is not None
-        session.end(Code.SHUTDOWN, "test")
+        assert session.buffered >= 1000
+        session.end(Code.SESSION_LOST, "test")
+        assert (traffic.resumed, traffic.lost) == (1, 1)
         assert dict(traffic.carried) == {
             (Priority.INTERACTIVE, Direction.TO_DEVICE): 5,
             (Priority.INTERACTIVE, Direction.FROM_DEVICE): 7,
@@ -60,3 +62,19 @@ async def test_a_stream_that_is_not_opened_is_counted_by_its_reason(tmp_path: Pa
         assert dict(msp.sessions.traffic.refused) == {
             Code.REFUSED_POLICY: 1, Code.SESSION_LOST: 1,
         }  # fmt: skip
+
+
+async def test_a_link_that_is_lost_is_counted(tmp_path: Path) -> None:
+    async with peers(tmp_path) as msp:
+        dialer, recorder, _ = msp.start_gateway(msp.config())
+        await until(lambda: recorder.ups)
+        session = msp.sessions.locate("gw-1")
+        assert session is not None
+        link = session._link
+        assert link is not None
+        link.abort(LinkLost("test"))
+        await until(lambda: recorder.ups == [True, False])
+        assert dict(msp.sessions.traffic.links_lost) == {Code.CONNECTION_LOST: 1}
+        dialer.reconnect("test")
+        await until(lambda: recorder.ups == [True, False, False])
+        assert sum(msp.sessions.traffic.links_lost.values()) == 2

@@ -16,6 +16,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from gwmodule.errors import Code
 from gwmodule.msp.records import State
 from gwmodule.msp.seam import SessionsSeam
 from gwmodule.msp.strangers import Strangers
@@ -40,11 +41,11 @@ class Metrics:
         )  # fmt: skip
         self.logins = Counter("logins", "Logins by outcome", ["outcome"], registry=self._registry)
         self.calls = Histogram(
-            "call_seconds", "Calls by function and result", ["function", "result"],
+            "amt_request_seconds", "Calls by function and result", ["op", "result"],
             buckets=_SECONDS, registry=self._registry,
         )  # fmt: skip
         self._devices = Gauge(
-            "gwmodule_devices", "Devices of all tenants by state", ["state"],
+            "devices", "Devices of all tenants by state", ["state"],
             registry=self._registry,
         )  # fmt: skip
 
@@ -128,15 +129,19 @@ class _Sessions(Collector):
             labels = [priority.name.lower(), direction.value]
             carried.add_metric(labels, traffic.carried[priority, direction])
         yield carried
-        yield CounterMetricFamily(
-            "stream_resumes", "Streams that went on over a new link", value=traffic.resumed
+        resumes = CounterMetricFamily(
+            "stream_resumes", "Streams whose link broke, by what became of them", labels=["result"]
         )
-        refused = CounterMetricFamily(
-            "refused_opens", "Streams that were not opened, by reason", labels=["reason"]
+        resumes.add_metric(["ok"], traffic.resumed)
+        resumes.add_metric(["lost"], traffic.lost)
+        yield resumes
+        yield _by_reason("denied_opens", "Streams that were not opened", traffic.refused)
+        yield _by_reason("reconnects", "Links that were lost", traffic.links_lost)
+        yield GaugeMetricFamily(
+            "buffered_bytes",
+            "Bytes for gateways that they have not acknowledged",
+            value=sum(session.buffered for session in self._sessions.all()),
         )
-        for code, number in traffic.refused.items():
-            refused.add_metric([code.name.lower()], number)
-        yield refused
         yield self._round_trips()
 
     def _round_trips(self) -> Metric:
@@ -148,3 +153,10 @@ class _Sessions(Collector):
         buckets = [(str(b), float(sum(rtt <= b for rtt in known))) for b in _ROUND_TRIPS]
         family.add_metric([], [*buckets, ("+Inf", float(len(known)))], sum(known))
         return family
+
+
+def _by_reason(name: str, text: str, counted: Mapping[Code, int]) -> Metric:
+    family = CounterMetricFamily(name, f"{text}, by reason", labels=["reason"])
+    for code, number in counted.items():
+        family.add_metric([code.name.lower()], number)
+    return family

@@ -50,7 +50,7 @@ async def test_metrics_name_no_device_and_nobody(site: Site) -> None:
     status, text = await site.request("GET", "/metrics", token=site.token(Role.VIEWER))
     assert status == 200
     families = {family.name: family for family in text_string_to_metric_families(text)}
-    ops = {sample.labels["function"] for sample in families["call_seconds"].samples}
+    ops = {sample.labels["op"] for sample in families["amt_request_seconds"].samples}
     assert ops == {"power.get", "other"}
     routes = {sample.labels["route"] for sample in families["http_requests"].samples}
     assert "/api/v1/devices/{guid}/call" in routes
@@ -75,13 +75,19 @@ async def test_metrics_tell_what_the_sessions_carry(site: Site) -> None:
     traffic.carried[Priority.BULK, Direction.TO_DEVICE] += 1000
     traffic.refused[Code.REFUSED_POLICY] += 2
     traffic.resumed += 3
+    traffic.lost += 1
+    traffic.links_lost[Code.CONNECTION_LOST] += 4
+    site.service.session.buffered = 70
     found = await scraped(site)
     assert found["stream_bytes_total", "bulk", "to_device"] == 1000
     assert found["stream_bytes_total", "interactive", "from_device"] == 0
-    assert found["refused_opens_total", "refused_policy"] == 2
-    assert found["stream_resumes_total",] == 3
-    assert found["gwmodule_devices", "managed"] == 1
-    assert found["gwmodule_devices", "setup"] == 0
+    assert found["denied_opens_total", "refused_policy"] == 2
+    assert found["stream_resumes_total", "ok"] == 3
+    assert found["stream_resumes_total", "lost"] == 1
+    assert found["reconnects_total", "connection_lost"] == 4
+    assert found["buffered_bytes",] == 70
+    assert found["devices", "managed"] == 1
+    assert found["devices", "setup"] == 0
     # The one gateway: 21 ms.
     buckets = ("gateway_rtt_seconds_bucket", "0.02"), ("gateway_rtt_seconds_bucket", "0.03")
     assert [found[bucket] for bucket in buckets] == [0, 1]
@@ -97,8 +103,8 @@ async def test_without_the_registry_the_other_numbers_are_still_there(
 
     monkeypatch.setattr(site.service.registry, "states", fail)
     found = await scraped(site)
-    assert ("stream_resumes_total",) in found
-    assert ("gwmodule_devices", "managed") not in found
+    assert ("stream_resumes_total", "ok") in found
+    assert ("devices", "managed") not in found
 
 
 async def test_events_are_streamed_as_they_come(site: Site) -> None:
