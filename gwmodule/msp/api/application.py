@@ -301,7 +301,8 @@ class Api:
             text = "the registry cannot be used now; the log says why"
             response = error_response(503, "REGISTRY_UNAVAILABLE", text)
         except ConnectionError:
-            raise
+            # Whoever asked has gone, which is no error of ours.
+            response = error_response(400, "BAD_REQUEST", "nobody is left to hear this")
         except Exception:
             self._log.exception("request_failed", path=request.path)
             response = error_response(500, "INTERNAL", "our own fault; the log says more")
@@ -311,12 +312,21 @@ class Api:
             # Answers hold host names that somebody else chose, and now and then a key.
             response.headers.setdefault("Cache-Control", "no-store")
             response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        await self._send(request, response)
+        return response
+
+    async def _send(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Here and not by aiohttp, whose patience with somebody who does not read has no end."""
         try:
             async with asyncio.timeout(SEND_TIMEOUT):
                 await response.prepare(request)
                 await response.write_eof()
         except TimeoutError:
-            # Who does not read keeps the answer in our memory for as long.
             if request.transport is not None:
                 request.transport.abort()
-        return response
+        except ConnectionError:
+            pass
+        except RuntimeError:
+            # uvloop's word for a connection that is closed.
+            if request.transport is not None and not request.transport.is_closing():
+                raise

@@ -94,8 +94,8 @@ class Service:
                         await response.write(text)
         except TooManyWatchers as exc:
             raise ApiError(429, "TOO_MANY_REQUESTS", str(exc), retry_after=30) from exc
-        except (ApiError, TimeoutError):
-            # The answer has begun: all that is left to say is its end.
+        except (ApiError, TimeoutError, ConnectionError):
+            # The answer has begun: all that is left to say is its end, if anybody is there still.
             if asked.http.transport is not None:
                 asked.http.transport.abort()
         return response

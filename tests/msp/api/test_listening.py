@@ -127,3 +127,24 @@ async def test_what_is_no_http_is_no_error_of_ours(
         assert b" 400 " in await reader.read()
         writer.close()
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("path", "times"), [("/api/v1/events", 1), ("/api/v1/openapi.json", 60)])
+async def test_who_leaves_in_the_middle_is_no_error_of_ours(
+    site: Site, caplog: pytest.LogCaptureFixture, path: str, times: int
+) -> None:
+    host, port = site.url.removeprefix("http://").split(":")
+    request = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {site.token()}\r\n\r\n"
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request.encode() * times)
+    assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+    writer.transport.abort()
+    server = site.service.runner.server
+    assert server is not None
+
+    def gone() -> bool:
+        site.service.api.events.publish("default", "device", {})
+        return not server.connections
+
+    await until(gone)
+    assert not caplog.records
