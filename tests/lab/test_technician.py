@@ -47,7 +47,12 @@ def system() -> Iterator[System]:
         )  # fmt: skip
         system.wait_for_device("pc1")
         system.activate("pc1")
-        wait_until("its realm", lambda: (system.device(PC) or {}).get("realm"), 20)
+
+        def known() -> bool:
+            device = system.device(PC) or {}
+            return bool(device.get("realm") and device.get("hostname"))
+
+        wait_until("its realm and its name", known, 20)
         yield system
 
 
