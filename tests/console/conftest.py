@@ -7,15 +7,16 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
 from gwmodule.sim import isolate
 from gwmodule.sim.hosts import Lab
 from gwmodule.sim.services import System
 from gwmodule.sim.topology import TWO_WANS
-from tests.console.site import PORT, Site
+from tests.console.site import PORT, NewPage, Site
 from tests.lab.conftest import bring_up
 
 PROGRAMS = ("ip", "nft", "nsenter", "unshare", "curl", "chromium")
@@ -30,7 +31,7 @@ def problem() -> str:
     return "" if isolate.isolated() else "run them with: make test-lab"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def site() -> Iterator[Site]:
     """Three PCs, known by their login; a user of every role; the console at `URL`."""
     found = problem()
@@ -47,7 +48,7 @@ def site() -> Iterator[Site]:
         yield site
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """It runs on the MSP's host: a console over plain HTTP is there for loopback only."""
     wrapper = tmp_path_factory.mktemp("browser") / "chromium"
@@ -64,21 +65,36 @@ def browser(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Br
         browser.close()
 
 
+# A test that cuts the network, or asks for what is refused, reads this too.
+EXPECTED = ("Failed to load resource", "WebSocket connection to")
+
+
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    with browser.new_context() as context:
-        yield context.new_page()
-
-
-@pytest.fixture(autouse=True)
-def _no_complaints(page: Page) -> Iterator[None]:
-    """Whatever a page does, its policy is never violated and nothing is thrown."""
+def new_page(browser: Browser) -> Iterator[NewPage]:
+    """Pages in contexts of their own. Whatever a test does, no policy is violated, nothing is
+    thrown, and nothing opens a dialog of the browser's."""
     said: list[str] = []
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on(
-        "console",
-        lambda message: said.append(message.text) if "Content Security" in message.text else None,
-    )
-    page.on("dialog", lambda dialog: said.append(f"dialog: {dialog.message}"))
-    yield
+    contexts: list[BrowserContext] = []
+
+    def heard(message: ConsoleMessage) -> None:
+        if message.type == "error" and not message.text.startswith(EXPECTED):
+            said.append(message.text)
+
+    def new(**options: Any) -> Page:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("console", heard)
+        page.on("dialog", lambda dialog: said.append(f"dialog: {dialog.message}"))
+        return page
+
+    yield new
+    for context in contexts:
+        context.close()
     assert said == []
+
+
+@pytest.fixture
+def page(new_page: NewPage) -> Page:
+    return new_page()

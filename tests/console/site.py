@@ -6,18 +6,23 @@ import base64
 import contextlib
 import json
 import signal
+import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+from uuid import UUID
 
 from playwright.sync_api import Locator, Page, expect
 
 from gwmodule.sim.control import request
 from gwmodule.sim.hosts import wait_until
-from gwmodule.sim.services import PASSWORD, USER, UUIDS, System, control_path
+from gwmodule.sim.services import MSP_STATE, PASSWORD, USER, UUIDS, System, control_path
+
+# Options of a browser's context -> a page in a new one.
+NewPage: TypeAlias = Callable[..., Page]
 
 PORT = 8880
 URL = f"http://127.0.0.1:{PORT}"
@@ -79,6 +84,21 @@ class Site:
             yield
         finally:
             self.system.lab.run("msp", ["nft", "delete", "table", "ip", "browser"])
+
+
+@contextlib.contextmanager
+def named(pc: str, name: str) -> Iterator[None]:
+    """As if a gateway had said so; its capture never would."""
+
+    def rename(to: str) -> None:
+        with contextlib.closing(sqlite3.connect(MSP_STATE / "registry.db", timeout=5)) as database:
+            key = UUID(UUIDS[pc]).bytes
+            database.execute("UPDATE devices SET hostname = ? WHERE uuid = ?", (to, key))
+            database.commit()
+
+    rename(name)
+    yield
+    rename(pc)
 
 
 def sign_in(page: Page, user: str = "bob") -> None:

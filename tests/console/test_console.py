@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 import time
-from uuid import UUID
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
-from gwmodule.sim.services import MSP_STATE, UUIDS
+from gwmodule.sim.services import UUIDS
 from tests.console.site import (
     URL,
     USER_PASSWORD,
+    NewPage,
     Site,
     connect,
     hang_up,
     log_of,
+    named,
     open_terminal,
     pill,
     sees,
@@ -113,7 +112,7 @@ def test_a_page_that_is_loaded_again_keeps_its_seat_and_its_scrollback(
 
 
 def test_a_page_that_stops_reading_holds_up_only_itself(
-    site: Site, page: Page, browser: Browser
+    site: Site, page: Page, new_page: NewPage
 ) -> None:
     sign_in(page)
     before = len(site.spoken("pc1"))
@@ -122,39 +121,37 @@ def test_a_page_that_stops_reading_holds_up_only_itself(
     debugger = page.context.new_cdp_session(page)
     debugger.send("Debugger.enable")
     debugger.send("Debugger.pause")
-    with browser.new_context() as context:
-        other = context.new_page()
-        sign_in(other, "alice")
-        open_terminal(other, "pc1")
-        other.get_by_role("button", name="Connect", exact=True).click()
-        sees(other, "recovery>")
-        expect(other.locator(".holder")).to_contain_text("busy: held by bob since")
-        shot(other, "busy")
-        other.get_by_role("button", name="Take over").click()
-        other.get_by_role("dialog").get_by_role("button", name="Take over").click()
-        expect(other.get_by_role("button", name="Disconnect")).to_be_visible()
-        type_on(other, "uuid\r")
-        sees(other, UUIDS["pc1"])
-        debugger.send("Debugger.resume")
-        sees(page, UUIDS["pc1"])
-        expect(page.locator(".holder")).to_contain_text("busy: held by alice since")
-        assert log_of(page) == log_of(other) == site.spoken("pc1")[before:]
-        hang_up(other)
+    other = new_page()
+    sign_in(other, "alice")
+    open_terminal(other, "pc1")
+    other.get_by_role("button", name="Connect", exact=True).click()
+    sees(other, "recovery>")
+    expect(other.locator(".holder")).to_contain_text("busy: held by bob since")
+    shot(other, "busy")
+    other.get_by_role("button", name="Take over").click()
+    other.get_by_role("dialog").get_by_role("button", name="Take over").click()
+    expect(other.get_by_role("button", name="Disconnect")).to_be_visible()
+    type_on(other, "uuid\r")
+    sees(other, UUIDS["pc1"])
+    debugger.send("Debugger.resume")
+    sees(page, UUIDS["pc1"])
+    expect(page.locator(".holder")).to_contain_text("busy: held by alice since")
+    assert log_of(page) == log_of(other) == site.spoken("pc1")[before:]
+    hang_up(other)
 
 
-def test_a_viewer_looks_and_touches_nothing(site: Site, page: Page, browser: Browser) -> None:
+def test_a_viewer_looks_and_touches_nothing(site: Site, page: Page, new_page: NewPage) -> None:
     sign_in(page)
     connect(page, "pc1")
-    with browser.new_context() as context:
-        watcher = context.new_page()
-        sign_in(watcher, "carol")
-        open_terminal(watcher, "pc1")
-        expect(watcher.get_by_role("button", name="Reset and watch…")).to_have_count(0)
-        watcher.get_by_role("button", name="Watch").click()
-        sees(watcher, "recovery>")
-        type_on(watcher, "x")
-        expect(watcher.get_by_text("Read-only: held by bob")).to_be_visible()
-        expect(watcher.get_by_role("button", name="Take over")).to_be_hidden()
+    watcher = new_page()
+    sign_in(watcher, "carol")
+    open_terminal(watcher, "pc1")
+    expect(watcher.get_by_role("button", name="Reset and watch…")).to_have_count(0)
+    watcher.get_by_role("button", name="Watch").click()
+    sees(watcher, "recovery>")
+    type_on(watcher, "x")
+    expect(watcher.get_by_text("Read-only: held by bob")).to_be_visible()
+    expect(watcher.get_by_role("button", name="Take over")).to_be_hidden()
     hang_up(page)
 
 
@@ -195,22 +192,19 @@ def test_the_keyboard_is_enough(site: Site, page: Page) -> None:
 
 
 def test_a_host_name_is_text_whatever_it_says(site: Site, page: Page) -> None:
-    key = UUID(UUIDS["pc3"]).bytes
-    with contextlib.closing(sqlite3.connect(MSP_STATE / "registry.db", timeout=5)) as database:
-        database.execute("UPDATE devices SET hostname = ? WHERE uuid = ?", (HOSTILE, key))
-        database.commit()
-    sign_in(page)
-    page.get_by_label("Search devices").fill("onerror")
-    link = page.get_by_role("link", name=HOSTILE, exact=True)
-    expect(link).to_be_visible()
-    shot(page, "hostile-name")
-    link.click()
-    expect(page.get_by_role("heading", name=HOSTILE)).to_be_visible()
-    page.get_by_role("tab", name="Audit").click()
-    expect(page.get_by_role("row").nth(1)).to_be_visible()
-    open_terminal(page, "pc3")
-    assert page.locator("main img").count() == 0
-    assert page.title() == f"{HOSTILE} terminal · gwmodule"
+    with named("pc3", HOSTILE):
+        sign_in(page)
+        page.get_by_label("Search devices").fill("onerror")
+        link = page.get_by_role("link", name=HOSTILE, exact=True)
+        expect(link).to_be_visible()
+        shot(page, "hostile-name")
+        link.click()
+        expect(page.get_by_role("heading", name=HOSTILE)).to_be_visible()
+        page.get_by_role("tab", name="Audit").click()
+        expect(page.get_by_role("row").nth(1)).to_be_visible()
+        open_terminal(page, "pc3")
+        assert page.locator("main img").count() == 0
+        assert page.title() == f"{HOSTILE} terminal · gwmodule"
 
 
 def walk(page: Page, name: str) -> None:
@@ -253,18 +247,20 @@ def test_every_page_by_day(site: Site, page: Page) -> None:
     walk(page, "light")
 
 
-def test_every_page_by_night(site: Site, browser: Browser) -> None:
-    with browser.new_context(color_scheme="dark") as context:
-        page = context.new_page()
-        walk(page, "dark")
-        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        red = int(colour.split("(")[1].split(",")[0])
-        assert red < 64, colour
+def test_every_page_by_night(site: Site, new_page: NewPage) -> None:
+    page = new_page(color_scheme="dark")
+    walk(page, "dark")
+    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    red = int(colour.split("(")[1].split(",")[0])
+    assert red < 64, colour
 
 
-def test_every_page_on_a_telephone(site: Site, browser: Browser) -> None:
-    with browser.new_context(viewport={"width": 390, "height": 800}, has_touch=True) as context:
-        walk(context.new_page(), "small")
+def test_every_page_on_a_telephone(site: Site, new_page: NewPage) -> None:
+    walk(new_page(viewport={"width": 390, "height": 844}, has_touch=True), "small")
+
+
+def test_every_page_at_twice_its_size(site: Site, new_page: NewPage) -> None:
+    walk(new_page(viewport={"width": 640, "height": 400}, device_scale_factor=2), "zoomed")
 
 
 def test_a_gateway_is_enrolled_by_a_command_that_is_shown_once(site: Site, page: Page) -> None:

@@ -9,6 +9,7 @@ import { contested, nameOf, presenceMark, tags } from "./devices.js";
 const TABS = { overview: "Overview", inventory: "Inventory", events: "Event log", explain: "Explain", audit: "Audit" };
 // What needs the device, or is about people, is for technicians.
 const ALL_MAY = new Set(["overview", "explain"]);
+const NO_LOGIN = "no AMT login stored for this device";
 const LOST = "Whatever is not saved on the PC is lost.";
 // AMT refuses these while somebody looks at the serial line, so the gateway ends that first.
 const ENDS = "An open terminal is closed and told why.";
@@ -32,7 +33,7 @@ export async function deviceView(main, guid, tab = "overview") {
   main.dataset.title = name;
   const marks = (now) => [presenceMark(now, "answered ", " ago"), contested(now)];
   const mark = h("span", {}, marks(device));
-  const pane = h("section", { role: "tabpanel", "aria-label": TABS[tab] ?? TABS.overview });
+  const pane = h("section", { role: "tabpanel", "aria-label": TABS[tab] ?? TABS.overview, tabindex: -1 });
   mount(main,
     h("div", { class: "heading" },
       h("h1", {}, name), mark,
@@ -57,12 +58,16 @@ function arrowKeys(event) {
 // ---- overview: the record, power, one-time boot, login, tags
 
 async function overview(pane, device) {
+  const stored = may("technician") && await get(`/api/v1/devices/${device.guid}/credential`)
+    .catch((error) => { if (error.status === 404) return {}; throw error; });
+  const again = async () => { await overview(pane, device); pane.focus(); };
   replace(pane, h("div", { class: "columns" },
-    h("div", {}, power(device), record(device)),
-    h("div", {}, boot(device), await login(device), await tagForm(device), forget(device))));
+    h("div", {}, power(device, stored), record(device)),
+    h("div", {}, boot(device), login(device, stored, again), label(device), forget(device))));
 }
 
-function power(device) {
+function power(device, stored) {
+  if (!may("technician")) return null;
   const state = h("span", { class: "value" }, "not asked yet");
   const say = (text) => replace(state, text);
   const ask = async () => {
@@ -91,11 +96,12 @@ function power(device) {
       throw error;
     }
   };
-  if (may("technician")) ask();
+  if (stored.username) ask();
+  else say(`not known: ${NO_LOGIN}`);
   return h("div", { class: "panel" }, h("h2", {}, "Power"),
     h("p", { class: "state", "aria-live": "polite" }, state,
-      may("technician") && h("button", { type: "button", class: "plain", onclick: ask }, "Ask again")),
-    may("technician") && h("div", { class: "buttons" }, POWER.map(([key, text, effect]) =>
+      h("button", { type: "button", class: "plain", onclick: (event) => busy(event.target, ask) }, "Ask again")),
+    h("div", { class: "buttons" }, POWER.map(([key, text, effect]) =>
       h("button", { type: "button", title: effect, onclick: (event) => busy(event.target, () => act(key, text, effect)) }, text))));
 }
 
@@ -148,12 +154,11 @@ function record(device) {
     ]));
 }
 
-async function login(device) {
+function login(device, stored, again) {
   if (!may("technician")) return null;
-  const stored = await get(`/api/v1/devices/${device.guid}/credential`).catch(() => null);
-  const said = h("p", { class: "faint" }, stored?.username
+  const said = h("p", { class: "faint" }, stored.username
     ? `${stored.username} is stored${stored.changed ? ` since ${time(stored.changed)}` : ""}. The password is never shown.`
-    : "No login is stored for this device.");
+    : `There is ${NO_LOGIN}. It is the one that was set in AMT’s own setup.`);
   const form = h("form", {
     class: "panel",
     onsubmit: async (event) => {
@@ -161,28 +166,28 @@ async function login(device) {
       const values = Object.fromEntries(new FormData(form));
       await busy(event.submitter, async () => {
         await request("PUT", `/api/v1/devices/${device.guid}/credential`, values);
-        form.reset();
-        replace(said, `${values.username} is stored. The password is never shown.`);
         notice("The login is stored.");
+        await again();
       });
     },
   },
   h("h2", {}, "AMT login"), said,
   may("admin") ? [
-    field("User", "username", { required: true, value: stored?.username ?? "admin", maxlength: 255 }),
+    field("User", "username", { required: true, value: stored.username ?? "admin", maxlength: 255 }),
     field("Password", "password", { required: true, type: "password", autocomplete: "new-password", maxlength: 255 }),
     h("div", { class: "buttons" }, h("button", {}, "Store"),
-      stored?.username && h("button", {
+      stored.username && h("button", {
         type: "button", class: "danger", onclick: (event) => busy(event.target, async () => {
           if (!await dialog({ title: "Remove the stored login?", confirm: "Remove", danger: true, text: "Until one is stored again, nothing can be done with this device from here. Its own login stays as it is." })) return;
           await request("DELETE", `/api/v1/devices/${device.guid}/credential`);
-          replace(said, "No login is stored for this device.");
+          await again();
         }),
       }, "Remove"))] : null);
   return form;
 }
 
-async function tagForm(device) {
+function label(device) {
+  if (!may("technician") && !device.tags?.length) return null;
   const shown = h("p", {}, tags(device.tags ?? []));
   const form = h("form", {
     class: "panel",
@@ -248,8 +253,8 @@ async function eventLog(pane, device) {
     h("p", { class: "faint" }, `${found.records.length} records${found.capacity ? ` of at most ${found.capacity}` : ""}${found.frozen ? "; the log is frozen" : ""}`),
     table([
       { title: "Time", class: "code bare", cell: (r) => moment(r.time) },
-      { title: "Severity", cell: (r) => text(r.severity_name ?? r.severity) },
-      { title: "From", cell: (r) => text(r.entity_name ?? r.entity) },
+      { title: "Severity", class: "bare", cell: (r) => text(r.severity_name ?? r.severity) },
+      { title: "From", class: "bare", cell: (r) => text(r.entity_name ?? r.entity) },
       { title: "Event", class: "wide bare", cell: (r) => text(r.text) },
     ], found.records, { empty: "The event log is empty." }));
 }
@@ -277,11 +282,13 @@ function text(value) {
   return typeof value === "object" ? JSON.stringify(value) : String(value);
 }
 
+const MHZ = new Set(["clock", "max_clock", "speed", "max_speed"]);
+
 // A column for every key that a person reads; numbers that have a name are left to the name.
 function generic(rows) {
   const keys = [...new Set((rows ?? []).flatMap((row) => Object.keys(row)))];
   return keys.filter((key) => !keys.includes(`${key}_name`)).map((key) => ({
     title: words(key.replace(/_name$/, "")),
-    cell: (row) => (key === "size" ? size(row[key]) ?? "–" : text(row[key])),
+    cell: (row) => (key === "size" ? size(row[key]) ?? "–" : MHZ.has(key) && row[key] ? `${row[key]} MHz` : text(row[key])),
   }));
 }

@@ -20,7 +20,7 @@ export async function gatewaysView(main) {
 const columns = (load) => [
   { title: "Gateway", class: "first", cell: (g) => h("span", { class: "name", title: g.name }, g.name), sort: (g) => g.name },
   { title: "Link", class: "bare", cell: (g) => link(g), sort: (g) => (g.connectionStatus ? "1" : g.lastDisconnected ?? "0") },
-  { title: "Round trip", class: "number", cell: (g) => milliseconds(g.rtt), sort: (g) => g.rtt ?? 0 },
+  { title: "Round trip", class: "number", cell: (g) => g.rtt && milliseconds(g.rtt), sort: (g) => g.rtt ?? 0 },
   { title: "Address after NAT", class: "code", cell: (g) => g.address && `${g.address}:${g.port}` },
   { title: "Software", cell: (g) => g.software },
   { title: "Last link began", class: "code", cell: (g) => moment(g.lastLink), sort: (g) => g.lastLink ?? "" },

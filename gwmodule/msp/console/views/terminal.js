@@ -41,7 +41,8 @@ export async function terminalView(main, guid) {
     if (await dialog({ title: `Take over from ${who}?`, text: `${who} has typed here since ${time(since)} and will only watch from now on.`, confirm: "Take over", danger: true })) connection.takeOver();
     terminal.focus();
   });
-  const hangUp = button("Disconnect", async () => { connection.hangUp(); });
+  let leaving = false;
+  const hangUp = button("Disconnect", async () => { leaving = true; connection.hangUp(); });
   const keys = h("select", { "aria-label": "Send a key", onchange: () => sendKey() },
     h("option", { value: "" }, "Send key…"),
     Object.entries(KEYS).map(([value, text]) => h("option", { value }, text)));
@@ -104,7 +105,8 @@ export async function terminalView(main, guid) {
     keys.hidden = !(live && writer);
     if (!live) hops.forEach(([, value]) => replace(value, "–"));
     // What is hidden cannot keep the keyboard's focus.
-    if (document.activeElement?.hidden) toToolbar();
+    if (document.activeElement?.hidden || (leaving && !live)) toToolbar();
+    leaving &&= live;
   }
 
   function toToolbar() { toolbar.querySelector("button:not([hidden])").focus(); }
