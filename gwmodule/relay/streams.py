@@ -82,14 +82,10 @@ class Streams:
         except DeviceUnreachable as exc:
             self._refuse(session, channel, exc.code, str(exc))
             return
-        except asyncio.CancelledError:
-            # Taken out and cancelled: not wanted any more. Anything else is a shutdown.
-            if self._is_mine(key):
-                raise
-            return
         finally:
-            # The MSP may have opened the same channel again by now.
-            if self._is_mine(key):
+            # One that is cancelled is taken out before, and the MSP may have opened the same
+            # channel again by now.
+            if self._opening.get(key) is asyncio.current_task():
                 del self._opening[key]
         self._streams[key] = _Stream(session, channel, sock, target, self._closed)
         session.mux.accept(channel)
@@ -102,9 +98,6 @@ class Streams:
             port=target.port,
             mac=format_mac(target.mac),
         )
-
-    def _is_mine(self, key: tuple[Session, int]) -> bool:
-        return self._opening.get(key) is asyncio.current_task()
 
     def _refuse(self, session: Session, channel: int, code: Code, reason: str) -> None:
         self._counters[f"streams_refused_{code.name.lower()}"] += 1

@@ -15,11 +15,13 @@ import pytest
 from gwmodule.amt.redirection import (
     MessageType,
     SolSettings,
+    build_sol_data,
     build_sol_plain,
     build_start_sol,
 )
 from gwmodule.errors import ChannelReset, Code, DeviceUnreachable, PolicyRefused
 from gwmodule.msp.session import Session
+from gwmodule.msp.stream import Stream
 from gwmodule.relay.streams import Streams
 from gwmodule.telemetry import Counters
 from gwmodule.uplink.dialer import GatewaySession
@@ -141,6 +143,19 @@ async def test_half_close_travels_both_ways(tmp_path: Path) -> None:
         await until(lambda: len(gateway.streams) == 0)
 
 
+async def test_a_device_that_closes_first_is_still_written_to(tmp_path: Path) -> None:
+    device = Device()
+    async with chain(tmp_path, device) as (_, gateway, session):
+        stream = await session.open_stream(TARGET, Priority.BULK)
+        device.connections[-1].shutdown(socket.SHUT_WR)
+        assert await stream.read() == b""
+        stream.write(b"the rest")
+        assert await device.read() == b"the rest"
+        stream.write_eof()
+        assert await device.read() == b""
+        await until(lambda: len(gateway.streams) == 0)
+
+
 async def test_a_refusal_carries_its_reason(tmp_path: Path) -> None:
     device = Device(error=PolicyRefused("port", "port 22 is not one of 16992-16995"))
     async with chain(tmp_path, device) as (_, gateway, session):
@@ -166,6 +181,26 @@ async def test_streams_are_limited(tmp_path: Path) -> None:
             await session.open_stream(TARGET, Priority.BULK)
         first.write(b"the first lives on")
         assert await device.read() == b"the first lives on"
+
+
+async def test_a_stream_that_is_being_opened_counts_for_the_limit(tmp_path: Path) -> None:
+    device = Device(delay=0.1)
+    async with chain(tmp_path, device, limit=1) as (_, gateway, session):
+        opened = await asyncio.gather(
+            *(session.open_stream(TARGET, Priority.BULK) for _ in range(3)), return_exceptions=True
+        )
+        assert [isinstance(each, ChannelReset) for each in opened].count(True) == 2
+        assert len(gateway.streams) == 1
+
+
+async def test_a_stream_is_open_to_its_own_device_only(tmp_path: Path) -> None:
+    device = Device()
+    async with chain(tmp_path, device) as (_, gateway, session):
+        await session.open_stream(TARGET, Priority.BULK)
+        (ours,) = gateway.sessions
+        assert gateway.streams.is_open(ours, 2, ADDRESS)
+        assert not gateway.streams.is_open(ours, 2, IPv4Address("192.0.2.8"))
+        assert not gateway.streams.is_open(ours, 4, ADDRESS)
 
 
 async def test_a_broken_device_resets_its_stream_alone(tmp_path: Path) -> None:
@@ -265,12 +300,19 @@ async def test_a_power_action_closes_the_streams_of_that_device(tmp_path: Path) 
         assert await device.read() == b""
 
 
-async def test_the_gateway_answers_a_heartbeat_that_the_console_cannot(tmp_path: Path) -> None:
+SOL_STARTED = b"\x21" + bytes(22)
+OUR_HEARTBEAT = build_sol_plain(MessageType.SOL_HEARTBEAT, 0)
+DEVICE_HEARTBEAT = build_sol_plain(MessageType.SOL_HEARTBEAT, 3)
+
+
+@contextlib.asynccontextmanager
+async def held(
+    directory: Path, device: Device, port: int = 16994
+) -> AsyncIterator[tuple[Gateway, Stream]]:
+    """A SOL session over a stream that is to be held, up to StartSolRedirectionReply."""
     settings = SolSettings(host_session_rx_timeout_ms=600, heartbeat_interval_ms=300)
-    heartbeat = build_sol_plain(MessageType.SOL_HEARTBEAT, 3)
-    device = Device()
-    target = StreamTarget(ADDRESS, 16994, TARGET.mac, hold=True)
-    async with chain(tmp_path, device) as (_, gateway, session):
+    target = StreamTarget(ADDRESS, port, TARGET.mac, hold=True)
+    async with chain(directory, device) as (_, gateway, session):
         stream = await session.open_stream(target, Priority.INTERACTIVE)
         stream.write(b"\x10\0\0\0SOL ")
         assert await device.read() == b"\x10\0\0\0SOL "
@@ -279,14 +321,43 @@ async def test_the_gateway_answers_a_heartbeat_that_the_console_cannot(tmp_path:
         start = build_start_sol(settings, 0)
         stream.write(start)
         assert await device.read() == start
-        await device.write(b"\x21" + bytes(22))
-        await device.write(heartbeat)
-        assert await device.read() == build_sol_plain(MessageType.SOL_HEARTBEAT, 0)
+        await device.write(SOL_STARTED)
+        yield gateway, stream
+
+
+async def test_the_gateway_answers_a_heartbeat_that_the_console_cannot(tmp_path: Path) -> None:
+    device = Device()
+    async with held(tmp_path, device) as (gateway, stream):
+        await device.write(DEVICE_HEARTBEAT)
+        assert await device.read() == OUR_HEARTBEAT
         # The tool's side stays patient by itself, too.
-        assert await stream.read() == b"\x21" + bytes(22) + heartbeat
-        assert await stream.read() == build_sol_plain(MessageType.SOL_HEARTBEAT, 0)
+        assert await stream.read() == SOL_STARTED + DEVICE_HEARTBEAT
+        assert await stream.read() == OUR_HEARTBEAT
+        # It was the gateway's own, and costs the console neither bytes nor credit.
+        typed = build_sol_data(MessageType.SOL_DATA_TO_HOST, 1, b"\r")
+        stream.write(typed)
+        assert await device.read() == typed
         stream.reset(Code.CANCELLED, "done")
         await until(lambda: gateway.counters["held_heartbeats"] == 1)
+
+
+async def test_nobody_answers_a_heartbeat_for_a_console_that_has_closed(tmp_path: Path) -> None:
+    device = Device()
+    async with held(tmp_path, device) as (gateway, stream):
+        await device.write(DEVICE_HEARTBEAT)
+        stream.write_eof()
+        assert await device.read() == b""
+        await asyncio.sleep(0.4)
+        assert len(gateway.streams) == 1
+
+
+async def test_tls_is_not_held(tmp_path: Path) -> None:
+    device = Device()
+    async with held(tmp_path, device, port=16995) as (_, _stream):
+        await device.write(DEVICE_HEARTBEAT)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.4):
+                await device.read()
 
 
 async def test_streams_that_are_being_opened_are_cut_too(tmp_path: Path) -> None:
