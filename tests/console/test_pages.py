@@ -299,3 +299,13 @@ def test_keys_that_a_telephone_lacks_can_be_sent(site: Site, page: Page) -> None
     page.get_by_role("button", name="Disconnect").click()
     expect(pill(page)).to_have_text("not connected", timeout=10_000)
     expect(page.get_by_role("button", name="Connect", exact=True)).to_be_focused()
+
+
+def test_tabs_share_a_login_and_its_end(site: Site, page: Page) -> None:
+    sign_in(page)
+    other = page.context.new_page()
+    other.goto(f"{URL}/#/devices/{UUIDS['pc2']}")
+    expect(other.get_by_role("heading", name="pc2")).to_be_visible()
+    page.get_by_role("button", name="Sign out").click()
+    expect(other.get_by_role("heading", name="Sign in")).to_be_visible()
+    assert other.evaluate("sessionStorage.length") == 0

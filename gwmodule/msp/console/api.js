@@ -1,4 +1,5 @@
-// The service's API. The token lives in this tab only and goes into a header, never into a URL.
+// The service's API. The token lives in this browser's tabs only, until they are closed, and goes into
+// a header, never into a URL.
 
 const KEY = "gwmodule.token";
 
@@ -40,8 +41,34 @@ export async function signIn(username, password) {
   sessionStorage.setItem(KEY, answer.token);
 }
 
-// Nothing stays in the tab, not even the seats at serial lines.
+// Tabs that are open together share the login: one that is opened asks the others for it.
+const tabs = new BroadcastChannel("gwmodule");
+const REPLY = 150;
+tabs.addEventListener("message", ({ data }) => {
+  if (data.wanted && signedIn()) tabs.postMessage({ token: sessionStorage.getItem(KEY) });
+  if (data.signedOut && sessionStorage.getItem(KEY)) forget();
+});
+
+export function askOtherTabs() {
+  return new Promise((resolve) => {
+    const over = AbortSignal.timeout(REPLY);
+    over.addEventListener("abort", resolve);
+    tabs.addEventListener("message", ({ data }) => {
+      if (!data.token) return;
+      sessionStorage.setItem(KEY, data.token);
+      resolve();
+    }, { signal: over });
+    tabs.postMessage({ wanted: true });
+  });
+}
+
 export function signOut() {
+  tabs.postMessage({ signedOut: true });
+  forget();
+}
+
+// Nothing stays in the tab, not even the seats at serial lines.
+function forget() {
   sessionStorage.clear();
   onSignedOut("");
 }

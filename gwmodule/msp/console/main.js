@@ -1,4 +1,4 @@
-import { claims, may, sessionEnded, signedIn, signOut, whenSignedOut } from "./api.js";
+import { askOtherTabs, claims, may, sessionEnded, signedIn, signOut, whenSignedOut } from "./api.js";
 import { h, replace } from "./dom.js";
 import { leave, newMain, route, show } from "./router.js";
 import { auditView } from "./views/audit.js";
@@ -40,4 +40,5 @@ function start(said = "") {
 
 whenSignedOut(start);
 addEventListener("hashchange", () => { if (signedIn()) show(); else if (!document.getElementById("bar").hidden) sessionEnded(); });
+if (!signedIn()) await askOtherTabs();
 start();
