@@ -97,6 +97,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gwmodule.msp.records",
         "gwmodule.msp.registry",
         "gwmodule.msp.seam",
+        "gwmodule.msp.secured",
         "gwmodule.msp.subprotocol",
         "gwmodule.msp.session",
         "gwmodule.msp.sol",

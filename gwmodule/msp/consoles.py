@@ -12,7 +12,6 @@ overwritten; the device is held back instead. Others who fall behind are dropped
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,15 +22,14 @@ from uuid import UUID
 
 from gwmodule.errors import ChannelReset, Code, GatewayError
 from gwmodule.msp.console_protocol import MAX_OFFSET, State, Want
-from gwmodule.msp.seam import SessionsSeam, StreamSeam
+from gwmodule.msp.seam import SessionsSeam
+from gwmodule.msp.secured import SeamStream
 from gwmodule.msp.sol import Retries, SolFailed, SolLogin, SolLost, SolSession
 from gwmodule.msp.sol_log import Mark, SolLog
 from gwmodule.telemetry import EventLog
 from gwmodule.wire.frames import Priority
 from gwmodule.wire.messages import StreamTarget
 
-# How long a device may go on sending after we have left in order.
-LINGER = 2.0
 # Often enough for a figure that is watched, too rarely to be load for an ME.
 PING_INTERVAL = 1.0
 # One message to a browser.
@@ -321,14 +319,14 @@ class Console:
         self._gateway = line.gateway
         session = self._session = SolSession(line.login, self)
 
-        async def open_port(port: int) -> _SeamStream:
+        async def open_port(port: int) -> SeamStream:
             gateway = self._sessions.locate(line.gateway)
             if gateway is None:
                 raise SolLost(f"gateway {line.gateway} is not connected")
             target = StreamTarget(line.address, port, line.mac, line.uuid, hold=True)
             stream = await gateway.open_stream(target, Priority.INTERACTIVE)
             self._stream = stream.channel
-            return _SeamStream(stream)
+            return SeamStream(stream)
 
         if self._stop.is_set():
             return
@@ -653,27 +651,3 @@ class Consoles:
             self._log.exception("console_failed", device=key[1])
         finally:
             self._forget(key, console)
-
-
-class _SeamStream:
-    """A gateway's stream as a ByteStream."""
-
-    def __init__(self, stream: StreamSeam) -> None:
-        self._stream = stream
-
-    async def read(self) -> bytes:
-        return await self._stream.read()
-
-    async def write(self, data: bytes) -> None:
-        self._stream.write(data)
-        await self._stream.drain()
-
-    async def close(self, code: Code = Code.OK, reason: str = "") -> None:
-        if code is Code.OK:
-            self._stream.write_eof()
-            # A reset would overtake the last words.
-            with contextlib.suppress(TimeoutError, ChannelReset):
-                async with asyncio.timeout(LINGER):
-                    while await self._stream.read():
-                        pass
-        self._stream.reset(code or Code.CANCELLED, reason or "the console was closed")

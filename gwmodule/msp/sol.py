@@ -203,11 +203,7 @@ class SolSession:
         try:
             if self._login.pin is None:
                 return await open_port(REDIRECTION_TCP)
-            try:
-                return await _open_tls(open_port, modern_context(), self._login.pin)
-            except HandshakeFailed:
-                # Firmware before AMT 12; the pin is the same.
-                return await _open_tls(open_port, legacy_context(), self._login.pin)
+            return await open_tls(open_port, self._login.pin)
         except HandshakeFailed as exc:
             raise SolLost(str(exc)) from exc
         except ChannelReset as exc:
@@ -296,6 +292,18 @@ def _client(login: SolLogin) -> SolClient:
         # `_receive` watches the device, because it knows when we do not read on purpose.
         silence_timeout=0,
     )
+
+
+async def open_tls(open_port: OpenPort, pin: bytes) -> TlsStream:
+    """The device's redirection port inside TLS, if its certificate is the pinned one.
+
+    HandshakeFailed, TlsPinMismatch, SolFailed when it does not answer, ChannelReset.
+    """
+    try:
+        return await _open_tls(open_port, modern_context(), pin)
+    except HandshakeFailed:
+        # Firmware before AMT 12; the pin is the same.
+        return await _open_tls(open_port, legacy_context(), pin)
 
 
 async def _open_tls(open_port: OpenPort, context: ssl.SSLContext, pin: bytes) -> TlsStream:

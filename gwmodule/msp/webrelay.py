@@ -18,7 +18,9 @@ from aiohttp import WSMsgType, web
 from gwmodule.amt.interceptor import LoginInterceptor
 from gwmodule.amt.redirection import SessionKind, session_kind
 from gwmodule.errors import AmtError, ChannelReset, Code
+from gwmodule.msp.records import NO_PIN
 from gwmodule.msp.seam import SessionSeam, StreamSeam
+from gwmodule.msp.secured import open_secured
 from gwmodule.msp.subprotocol import SUBPROTOCOL, close_code, close_reason, code_of, first_leaf
 from gwmodule.wire.frames import Priority
 from gwmodule.wire.messages import StreamTarget
@@ -71,14 +73,24 @@ class WebRelay:
         self._login: LoginInterceptor | None = None
 
     async def run(
-        self, session: SessionSeam, target: StreamTarget, login: LoginInterceptor | None = None
+        self,
+        session: SessionSeam,
+        target: StreamTarget,
+        login: LoginInterceptor | None = None,
+        pin: bytes = NO_PIN,
     ) -> Ending:
+        """With a `pin` the device is spoken to in TLS, and the tool, as it expects, in plain."""
         self._login = login
         ending = self._ending
         stream: StreamSeam | None = None
         try:
             first = await self._first_chunks()
-            stream = await session.open_stream(target, _priority(first, self._mode))
+            priority = _priority(first, self._mode)
+            stream = (
+                await session.open_stream(target, priority)
+                if pin == NO_PIN
+                else await open_secured(session, target, priority, pin)
+            )
             await self._introduce(stream)
             await self._splice(stream, first)
             # Both directions have ended, and a reset would overtake the last bytes.
@@ -90,7 +102,7 @@ class WebRelay:
             reset = first_leaf(group)
             ending.code, ending.reason = reset.code, reset.reason
         except* AmtError as group:
-            # Of the login; the device has not let anybody in.
+            # Of TLS or the login: the device has not let anybody in.
             failed = first_leaf(group)
             ending.code, ending.reason = failed.code, str(failed)
         finally:

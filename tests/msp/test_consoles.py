@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from gwmodule.errors import ChannelReset, Code
-from gwmodule.msp import consoles as module
+from gwmodule.msp import secured
 from gwmodule.msp import sol as sol_module
 from gwmodule.msp.console_protocol import State, Want
 from gwmodule.msp.consoles import (
@@ -151,7 +151,7 @@ async def desk() -> AsyncIterator[Desk]:
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sol_module, "REOPEN_DELAYS", (0.05,))
-    monkeypatch.setattr(module, "LINGER", 0.2)
+    monkeypatch.setattr(secured, "LINGER", 0.2)
 
 
 async def test_the_first_technician_types_and_sees_the_echo(desk: Desk) -> None:

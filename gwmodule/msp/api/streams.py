@@ -13,7 +13,7 @@ from aiohttp import web
 
 from gwmodule.amt.digest import ha1
 from gwmodule.amt.interceptor import LoginInterceptor
-from gwmodule.errors import Code, IdentityMismatch, TlsPinMismatch
+from gwmodule.errors import Code, IdentityMismatch
 from gwmodule.msp.api.answers import ApiError, time_text
 from gwmodule.msp.api.asking import Asked, device_of
 from gwmodule.msp.api.auth import Authenticator
@@ -162,6 +162,7 @@ class Streams:
         if websocket.ws_protocol == SUBPROTOCOL:
             # Ours, and what is forwarded through it, logs in end to end.
             login = None
+        pin = NO_PIN if login is None else device.pin
         relay = WebRelay(websocket, asked.http.transport, query.mode)
         await self._record(asked, "stream.open", device, target, None)
         ending = Ending(Code.CANCELLED, "broken off")
@@ -181,7 +182,7 @@ class Streams:
                     await relay.close(ending.code, ending.reason)
                 else:
                     with self._streams.held(stream):
-                        ending = await relay.run(session, target, login)
+                        ending = await relay.run(session, target, login, pin)
         finally:
             await self._record(asked, "stream.close", device, target, ending)
         return websocket
@@ -197,8 +198,6 @@ class Streams:
             return None
 
         def secret(realm: str) -> str:
-            if device.pin != NO_PIN:
-                raise TlsPinMismatch("a device that has shown a certificate gets no login in plain")
             if device.realm and realm != device.realm:
                 # Another device, or a new provisioning: nothing for this secret.
                 raise IdentityMismatch(f"realm {realm[:80]!r}, expected {device.realm!r}")
