@@ -1,7 +1,8 @@
-"""Frames and their typed contents as bytes, and back.
+"""Frames as bytes, and back: cutting a stream into them, and the contents of all but messages.
 
-Every layout comes from frames.py. The hot frames (header, DATA, CREDIT, PING, PONG, ACK) also
-have a `struct` form here, which tests/wire/test_codec.py proves equal to the construct form.
+Every layout comes from frames.py; control messages are in control.py. The hot frames (header,
+DATA, CREDIT, PING, PONG, ACK) also have a `struct` form here, which tests/wire/test_codec.py proves
+equal to the construct form.
 """
 
 from __future__ import annotations
@@ -20,33 +21,19 @@ from gwmodule.wire.frames import (
     MAX_PAYLOAD,
     MAX_REASON,
     PAYLOADS,
-    RESPONSE_SIZE,
     TOKEN_SIZE,
     ChannelKind,
-    CredentialMode,
     FrameType,
     Priority,
-    TlsMode,
 )
 from gwmodule.wire.messages import (
-    Call,
-    Cancel,
-    Challenge,
-    Credential,
     GoAway,
     Greeting,
-    Message,
-    Notice,
-    NoticeAck,
-    Progress,
-    Responses,
-    Result,
     ResultTarget,
     StreamTarget,
     Target,
     Welcome,
 )
-from gwmodule.wire.notices import build_observation, parse_observation
 
 _HEADER = struct.Struct(">BBHI")
 _PING = struct.Struct(">IQI")
@@ -158,13 +145,13 @@ def build_open(priority: Priority, limit: int, target: Target) -> bytes:
             }
         case _:
             kind, body = ChannelKind.RESULT, {"call": target.call}
-    return _build(
+    return build_payload(
         FrameType.OPEN, {"kind": kind, "priority": priority, "limit": limit, "target": body}
     )
 
 
 def parse_open(payload: bytes) -> tuple[Priority, int, Target]:
-    parsed = _parse(FrameType.OPEN, payload)
+    parsed = parse_payload(FrameType.OPEN, payload)
     try:
         priority, kind = Priority(parsed.priority), ChannelKind(parsed.kind)
     except ValueError as exc:
@@ -184,25 +171,25 @@ def parse_open(payload: bytes) -> tuple[Priority, int, Target]:
 
 
 def build_accept(limit: int) -> bytes:
-    return _build(FrameType.ACCEPT, {"limit": limit})
+    return build_payload(FrameType.ACCEPT, {"limit": limit})
 
 
 def parse_accept(payload: bytes) -> int:
-    return int(_parse(FrameType.ACCEPT, payload).limit)
+    return int(parse_payload(FrameType.ACCEPT, payload).limit)
 
 
 def build_end(frame_type: FrameType, code: Code, reason: str) -> bytes:
     """The payload of REFUSE and RESET."""
-    return _build(frame_type, {"code": code, "reason": _text(reason)})
+    return build_payload(frame_type, {"code": code, "reason": short_text(reason)})
 
 
 def parse_end(frame_type: FrameType, payload: bytes) -> tuple[Code, str]:
-    parsed = _parse(frame_type, payload)
-    return _code(parsed.code), parsed.reason.decode(errors="replace")
+    parsed = parse_payload(frame_type, payload)
+    return code_from(parsed.code), parsed.reason.decode(errors="replace")
 
 
 def build_greeting(greeting: Greeting) -> bytes:
-    payload = _build(
+    payload = build_payload(
         FrameType.GREETING,
         {
             "lowest_version": greeting.lowest_version,
@@ -212,15 +199,15 @@ def build_greeting(greeting: Greeting) -> bytes:
             "received": greeting.received,
             "timeout_ms": round(greeting.timeout * 1000),
             "clock_trusted": greeting.clock_trusted,
-            "deployment": _text(greeting.deployment),
-            "software": _text(greeting.software),
+            "deployment": short_text(greeting.deployment),
+            "software": short_text(greeting.software),
         },
     )
     return build_frame(FrameType.GREETING, CONTROL_CHANNEL, payload)
 
 
 def parse_greeting(payload: bytes) -> Greeting:
-    parsed = _parse(FrameType.GREETING, payload)
+    parsed = parse_payload(FrameType.GREETING, payload)
     return Greeting(
         boot_id=parsed.boot_id,
         token=parsed.token,
@@ -235,7 +222,7 @@ def parse_greeting(payload: bytes) -> Greeting:
 
 
 def build_welcome(welcome: Welcome) -> bytes:
-    payload = _build(
+    payload = build_payload(
         FrameType.WELCOME,
         {
             "version": welcome.version,
@@ -244,15 +231,15 @@ def build_welcome(welcome: Welcome) -> bytes:
             "received": welcome.received,
             "wait": welcome.wait,
             "observed_port": welcome.observed_port,
-            "observed_address": _text(welcome.observed_address),
-            "gateway": _text(welcome.gateway),
+            "observed_address": short_text(welcome.observed_address),
+            "gateway": short_text(welcome.gateway),
         },
     )
     return build_frame(FrameType.WELCOME, CONTROL_CHANNEL, payload)
 
 
 def parse_welcome(payload: bytes) -> Welcome:
-    parsed = _parse(FrameType.WELCOME, payload)
+    parsed = parse_payload(FrameType.WELCOME, payload)
     return Welcome(
         version=parsed.version,
         resumed=bool(parsed.resumed),
@@ -266,184 +253,35 @@ def parse_welcome(payload: bytes) -> Welcome:
 
 
 def build_goaway(goaway: GoAway) -> bytes:
-    payload = _build(
+    payload = build_payload(
         FrameType.GOAWAY,
         {
             "code": goaway.code,
             "deadline": goaway.deadline,
-            "address": _text(goaway.address),
-            "reason": _text(goaway.reason),
+            "address": short_text(goaway.address),
+            "reason": short_text(goaway.reason),
         },
     )
     return build_frame(FrameType.GOAWAY, CONTROL_CHANNEL, payload)
 
 
 def parse_goaway(payload: bytes) -> GoAway:
-    parsed = _parse(FrameType.GOAWAY, payload)
+    parsed = parse_payload(FrameType.GOAWAY, payload)
     return GoAway(
-        _code(parsed.code),
+        code_from(parsed.code),
         parsed.reason.decode(errors="replace"),
         parsed.address.decode(errors="replace"),
         parsed.deadline,
     )
 
 
-def build_message(message: Message) -> bytes:
-    """One control message as a whole frame; FrameSizeError when it does not fit.
-
-    FrameLayoutError when a text of a CALL cannot be written as UTF-8.
-    """
-    match message:
-        case Notice():
-            frame_type = FrameType.NOTICE
-            body: dict[str, Any] = {
-                "sequence": message.sequence,
-                "age_ms": min(max(round(message.age * 1000), 0), 0xFFFFFFFF),
-                "observation": build_observation(message.observation),
-            }
-        case NoticeAck():
-            frame_type = FrameType.NOTICE_ACK
-            body = {"sequence": message.sequence, "want_snapshot": message.want_snapshot}
-        case Call():
-            frame_type = FrameType.CALL
-            body = {
-                "call": message.call,
-                "deadline_ms": round(message.deadline * 1000),
-                "address": message.address.packed,
-                "mac": message.mac,
-                "uuid": message.uuid.bytes,
-                "tls": message.tls,
-                "pin": message.pin,
-                "function": _exactly(message.function),
-                "realm": _exactly(message.credential.realm),
-                "credential_mode": message.credential.mode,
-                "username": _exactly(message.credential.username),
-                "secret": _exactly(_secret_to_send(message.credential)),
-                "arguments": message.arguments,
-            }
-        case Progress():
-            frame_type = FrameType.PROGRESS
-            body = {
-                "call": message.call,
-                "done": message.done,
-                "total": message.total,
-                "step": _text(message.step),
-            }
-        case Result():
-            frame_type = FrameType.RESULT
-            body = {
-                "call": message.call,
-                "code": message.code,
-                "elapsed_ms": min(round(message.elapsed * 1000), 0xFFFFFFFF),
-                "exchanges": min(message.exchanges, 0xFFFF),
-                "detached": message.detached,
-                "deflated": message.deflated,
-                "body": message.body,
-            }
-        case Challenge():
-            frame_type = FrameType.CHALLENGE
-            body = {
-                "call": message.call,
-                "nonce_count": message.nonce_count,
-                "count": message.count,
-                "realm": _exactly(message.realm),
-                "nonce": _exactly(message.nonce),
-                "uri": _exactly(message.uri),
-            }
-        case Responses():
-            frame_type = FrameType.RESPONSES
-            body = {
-                "call": message.call,
-                "cnonce": _exactly(message.cnonce),
-                "reason": _text(message.reason),
-                "responses": b"".join(message.responses),
-            }
-        case _:
-            frame_type, body = FrameType.CANCEL, {"call": message.call}
-    payload = _build(frame_type, body)
-    if len(payload) > MAX_PAYLOAD:
-        raise FrameSizeError(f"{frame_type.name} of {len(payload)} bytes, maximum {MAX_PAYLOAD}")
-    return build_frame(frame_type, CONTROL_CHANNEL, payload)
-
-
-def parse_message(frame_type: FrameType, payload: bytes) -> Message:
-    parsed = _parse(frame_type, payload)
-    try:
-        match frame_type:
-            case FrameType.NOTICE:
-                observation = parse_observation(parsed.observation)
-                return Notice(parsed.sequence, parsed.age_ms / 1000, observation)
-            case FrameType.NOTICE_ACK:
-                return NoticeAck(parsed.sequence, bool(parsed.want_snapshot))
-            case FrameType.CALL:
-                return Call(
-                    call=parsed.call,
-                    deadline=parsed.deadline_ms / 1000,
-                    address=IPv4Address(parsed.address),
-                    mac=parsed.mac,
-                    uuid=UUID(bytes=parsed.uuid),
-                    function=parsed.function.decode(),
-                    arguments=parsed.arguments,
-                    credential=Credential(
-                        CredentialMode(parsed.credential_mode),
-                        parsed.username.decode(),
-                        parsed.secret.decode(),
-                        parsed.realm.decode(),
-                    ),
-                    tls=TlsMode(parsed.tls),
-                    pin=parsed.pin,
-                )
-            case FrameType.PROGRESS:
-                step = parsed.step.decode(errors="replace")
-                return Progress(parsed.call, parsed.done, parsed.total, step)
-            case FrameType.RESULT:
-                return Result(
-                    parsed.call,
-                    _code(parsed.code),
-                    parsed.elapsed_ms / 1000,
-                    parsed.exchanges,
-                    parsed.body,
-                    bool(parsed.detached),
-                    bool(parsed.deflated),
-                )
-            case FrameType.CANCEL:
-                return Cancel(parsed.call)
-            case FrameType.CHALLENGE:
-                return Challenge(
-                    parsed.call,
-                    parsed.realm.decode(),
-                    parsed.nonce.decode(),
-                    parsed.uri.decode(),
-                    parsed.nonce_count,
-                    parsed.count,
-                )
-            case FrameType.RESPONSES:
-                reason = parsed.reason.decode(errors="replace")
-                return Responses(
-                    parsed.call, parsed.cnonce.decode(), _responses(parsed.responses), reason
-                )
-    except ValueError as exc:  # UnicodeDecodeError and unknown enumeration numbers
-        raise FrameLayoutError(f"{frame_type.name}: {exc}") from None
-    raise FrameLayoutError(f"{frame_type.name} is no control message")
-
-
-def _secret_to_send(credential: Credential) -> str:
-    """What makes the mode CHALLENGE worth its round trip is that nothing reusable leaves here."""
-    return "" if credential.mode is CredentialMode.CHALLENGE else credential.secret
-
-
-def _responses(data: bytes) -> tuple[bytes, ...]:
-    if len(data) % RESPONSE_SIZE:
-        raise FrameLayoutError(f"RESPONSES with {len(data)} bytes, not a multiple of 16")
-    return tuple(data[i : i + RESPONSE_SIZE] for i in range(0, len(data), RESPONSE_SIZE))
-
-
-def _text(text: str) -> bytes:
+def short_text(text: str) -> bytes:
+    """For texts that people read: at most 255 bytes of UTF-8."""
     return text.encode(errors="replace")[:MAX_REASON]
 
 
-def _exactly(text: str) -> bytes:
-    """For texts that must arrive unchanged; a lone surrogate has no UTF-8 form."""
+def exact_text(text: str) -> bytes:
+    """For texts that must arrive unchanged; FrameLayoutError as a lone surrogate has no UTF-8."""
     try:
         return text.encode()
     except UnicodeEncodeError:
@@ -451,7 +289,8 @@ def _exactly(text: str) -> bytes:
         raise FrameLayoutError("a text that is not Unicode") from None
 
 
-def _code(number: int) -> Code:
+def code_from(number: int) -> Code:
+    """INTERNAL for a number that is unknown here."""
     # A newer peer may know codes that we do not; its reason text still tells a person.
     try:
         return Code(number)
@@ -459,14 +298,16 @@ def _code(number: int) -> Code:
         return Code.INTERNAL
 
 
-def _build(frame_type: FrameType, body: dict[str, Any]) -> bytes:
+def build_payload(frame_type: FrameType, body: dict[str, Any]) -> bytes:
+    """FrameSizeError when a value does not fit its field."""
     try:
         return bytes(PAYLOADS[frame_type].build(body))
     except ConstructError as exc:
         raise FrameSizeError(f"{frame_type.name} cannot be built: {_first_line(exc)}") from None
 
 
-def _parse(frame_type: FrameType, payload: bytes) -> Any:
+def parse_payload(frame_type: FrameType, payload: bytes) -> Any:
+    """FrameLayoutError when the payload is not as frames.py has it."""
     try:
         return PAYLOADS[frame_type].parse(payload)
     except ConstructError as exc:

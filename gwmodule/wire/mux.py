@@ -29,6 +29,7 @@ from gwmodule.errors import (
 from gwmodule.wire import codec
 from gwmodule.wire.channel import RESETTING, SENDING, Channel, ChannelNumbers, Input, State
 from gwmodule.wire.codec import Decoder, Frame
+from gwmodule.wire.control import build_message, parse_message
 from gwmodule.wire.credit import MemoryPool, ReceiveWindow, SendWindow
 from gwmodule.wire.events import (
     ChannelAccepted,
@@ -335,7 +336,7 @@ class Mux:
 
     def send_message(self, message: Message) -> None:
         """Queue a control message; FrameSizeError when it does not fit into one frame."""
-        self._messages.append(codec.build_message(message))
+        self._messages.append(build_message(message))
 
     def go_away(self, goaway: GoAway) -> None:
         self._link_frames.append(codec.build_goaway(goaway))
@@ -575,7 +576,7 @@ class Mux:
             raise RemoteProtocolError(f"{MAX_MESSAGES} messages wait for a peer without credit")
         size = len(frame.payload)
         self._control_in.receive(size)
-        self._events.append(MessageReceived(codec.parse_message(frame.type, frame.payload)))
+        self._events.append(MessageReceived(parse_message(frame.type, frame.payload)))
         self._message_sizes.append(size)
 
     def _on_open(self, frame: Frame) -> None:

@@ -24,7 +24,7 @@ from gwmodule.errors import Code, GatewayError
 from gwmodule.msp.api.payloads import CallRequest, Login
 from gwmodule.msp.session import Session
 from gwmodule.sim.machine import Provisioning
-from gwmodule.wire import codec, frames
+from gwmodule.wire import control, frames
 from gwmodule.wire.frames import CredentialMode, TlsMode
 from gwmodule.wire.messages import Call, Credential
 from tests.relay.home import ADDRESS, MAC, PASSWORD, UUID_1, Home, home
@@ -214,10 +214,10 @@ def test_a_call_that_is_cut_anywhere_does_not_quote_its_secret(size: int) -> Non
         "power.get",
         credential=Credential(CredentialMode.PASSWORD, "admin", secret[:255]),
     )
-    data = codec.build_message(call)[8:]
+    data = control.build_message(call)[8:]
     for end in range(len(data)):
         with pytest.raises(GatewayError) as caught:
-            codec.parse_message(frames.FrameType.CALL, data[:end])
+            control.parse_message(frames.FrameType.CALL, data[:end])
         text = "".join(traceback.format_exception(caught.value))
         assert "Sesame" not in text
 

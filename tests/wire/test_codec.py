@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from dataclasses import replace
 from ipaddress import IPv4Address
-from uuid import UUID
 
 import pytest
 from construct import ConstructError, StreamError
@@ -22,32 +20,18 @@ from gwmodule.wire.frames import (
     HEADER,
     HEADER_SIZE,
     MAX_PAYLOAD,
-    MESSAGES,
     PAYLOADS,
     ChannelKind,
-    CredentialMode,
     FrameType,
     Priority,
-    TlsMode,
 )
 from gwmodule.wire.messages import (
-    Call,
-    Cancel,
-    Challenge,
-    Credential,
     GoAway,
     Greeting,
-    Message,
-    Notice,
-    NoticeAck,
-    Progress,
-    Responses,
-    Result,
     ResultTarget,
     StreamTarget,
     Welcome,
 )
-from gwmodule.wire.notices import Gone
 
 U8, U16, U32, U64 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64))
 TEXT8 = st.text(max_size=60)
@@ -71,44 +55,6 @@ TARGETS = st.one_of(
         st.booleans(),
     ),
     st.builds(ResultTarget, U32),
-)
-CALLS = st.builds(
-    Call,
-    call=U32,
-    deadline=MILLISECONDS,
-    address=U32.map(IPv4Address),
-    mac=st.binary(min_size=6, max_size=6),
-    uuid=st.uuids(),
-    function=TEXT8,
-    arguments=st.binary(max_size=300),
-    credential=st.builds(
-        Credential,
-        st.sampled_from([m for m in CredentialMode if m is not CredentialMode.CHALLENGE]),
-        TEXT8,
-        TEXT8,
-        TEXT8,
-    )
-    | st.builds(Credential, st.just(CredentialMode.CHALLENGE), TEXT8, realm=TEXT8),
-    tls=st.sampled_from(TlsMode),
-    pin=st.binary(min_size=32, max_size=32),
-)
-RESULTS = st.builds(
-    Result, U32, st.sampled_from(Code), MILLISECONDS, U16, st.binary(max_size=300), st.booleans()
-)
-ALL_MESSAGES: st.SearchStrategy[Message] = st.one_of(
-    st.builds(
-        Notice,
-        U64,
-        MILLISECONDS,
-        st.builds(Gone, st.binary(min_size=6, max_size=6), U32.map(IPv4Address)),
-    ),
-    st.builds(NoticeAck, U64, st.booleans()),
-    CALLS,
-    st.builds(Progress, U32, U32, U32, TEXT8),
-    RESULTS,
-    st.builds(Cancel, U32),
-    st.builds(Challenge, U32, TEXT8, TEXT8, TEXT8, U32, U8),
-    st.builds(Responses, U32, TEXT8, st.lists(exactly(16), max_size=64).map(tuple), TEXT8),
 )
 GREETINGS = st.builds(
     Greeting,
@@ -134,7 +80,6 @@ WELCOMES = st.builds(
     gateway=TEXT8,
 )
 GOAWAYS = st.builds(GoAway, st.sampled_from(Code), TEXT8, TEXT8, U16)
-A_CALL = Call(1, 10.0, IPv4Address("10.0.0.1"), bytes(6), UUID(int=0), "power.get")
 
 
 def decoded(data: bytes) -> list[Frame]:
@@ -260,13 +205,6 @@ def test_a_wrong_header_is_an_error_before_its_payload_arrives() -> None:
 # ---- typed contents ---------------------------------------------------------------------------
 
 
-@given(message=ALL_MESSAGES)
-def test_a_message_comes_back_as_it_was(message: Message) -> None:
-    (frame,) = decoded(codec.build_message(message))
-    assert frame.channel == 0
-    assert codec.parse_message(frame.type, frame.payload) == message
-
-
 @given(priority=st.sampled_from([Priority.INTERACTIVE, Priority.BULK]), limit=U32, target=TARGETS)
 def test_an_open_comes_back_as_it_was(
     priority: Priority, limit: int, target: StreamTarget | ResultTarget
@@ -300,11 +238,6 @@ def built_payloads() -> list[tuple[FrameType, bytes]]:
         codec.build_greeting(greeting),
         codec.build_welcome(welcome),
         codec.build_goaway(GoAway(Code.SHUTDOWN, "bye", "msp:1", 9)),
-        codec.build_message(A_CALL),
-        codec.build_message(NoticeAck(1)),
-        codec.build_message(Progress(1, 2, 3, "step")),
-        codec.build_message(Cancel(1)),
-        codec.build_message(Notice(1, 2.0, Gone(bytes(6), IPv4Address("10.0.0.1")))),
     ]
     return [
         *((decoded(data)[0].type, payload(data)) for data in first),
@@ -314,6 +247,9 @@ def built_payloads() -> list[tuple[FrameType, bytes]]:
         (FrameType.REFUSE, codec.build_end(FrameType.REFUSE, Code.LIMIT, "full")),
         (FrameType.RESET, codec.build_end(FrameType.RESET, Code.LIMIT, "full")),
     ]
+
+
+PARSED_HERE = sorted({frame_type for frame_type, _ in built_payloads()})
 
 
 def parse(frame_type: FrameType, data: bytes) -> object:
@@ -328,10 +264,8 @@ def parse(frame_type: FrameType, data: bytes) -> object:
             return codec.parse_open(data)
         case FrameType.ACCEPT:
             return codec.parse_accept(data)
-        case FrameType.REFUSE | FrameType.RESET:
-            return codec.parse_end(frame_type, data)
         case _:
-            return codec.parse_message(frame_type, data)
+            return codec.parse_end(frame_type, data)
 
 
 @pytest.mark.parametrize(("frame_type", "data"), built_payloads())
@@ -340,11 +274,11 @@ def test_a_payload_cut_or_lengthened_anywhere_is_an_error(
 ) -> None:
     parse(frame_type, data)
     for wrong in (*(data[:size] for size in range(len(data))), data + b"\0"):
-        with pytest.raises(FrameLayoutError, match=f"{frame_type.name}|observation"):
+        with pytest.raises(FrameLayoutError, match=frame_type.name):
             parse(frame_type, wrong)
 
 
-@given(frame_type=st.sampled_from(FrameType), data=st.binary(max_size=200))
+@given(frame_type=st.sampled_from(PARSED_HERE), data=st.binary(max_size=200))
 def test_garbage_is_a_remote_error_and_nothing_else(frame_type: FrameType, data: bytes) -> None:
     with contextlib.suppress(FrameLayoutError):
         parse(frame_type, data)
@@ -369,12 +303,6 @@ def test_a_code_from_the_future_is_internal() -> None:
     assert codec.parse_end(FrameType.RESET, data) == (Code.INTERNAL, "a new one")
 
 
-def test_only_messages_are_messages() -> None:
-    with pytest.raises(FrameLayoutError, match="ACK is no control message"):
-        codec.parse_message(FrameType.ACK, bytes(8))
-    assert {decoded(codec.build_message(m))[0].type for m in (A_CALL, Cancel(1))} <= MESSAGES
-
-
 def test_a_text_is_cut_at_255_bytes_and_a_lone_surrogate_replaced() -> None:
     code, reason = codec.parse_end(
         FrameType.RESET, codec.build_end(FrameType.RESET, Code.INTERNAL, "é" * 200)
@@ -382,61 +310,3 @@ def test_a_text_is_cut_at_255_bytes_and_a_lone_surrogate_replaced() -> None:
     assert (code, reason) == (Code.INTERNAL, "é" * 127 + "\N{REPLACEMENT CHARACTER}")
     built = codec.build_end(FrameType.RESET, Code.INTERNAL, "\ud800")
     assert codec.parse_end(FrameType.RESET, built) == (Code.INTERNAL, "?")
-
-
-def test_a_message_too_large_for_a_frame_is_our_own_error() -> None:
-    fits = MAX_PAYLOAD - len(payload(codec.build_message(Result(1, Code.OK, 0, 0, b""))))
-    codec.build_message(Result(1, Code.OK, 0, 0, bytes(fits)))
-    with pytest.raises(FrameSizeError, match="RESULT of 16385 bytes, maximum 16384"):
-        codec.build_message(Result(1, Code.OK, 0, 0, bytes(fits + 1)))
-
-
-def test_values_too_large_for_their_fields_are_cut_or_refused() -> None:
-    result = Result(1, Code.OK, 1e9, 1 << 20, b"")
-    parsed = codec.parse_message(FrameType.RESULT, payload(codec.build_message(result)))
-    assert parsed == Result(1, Code.OK, 0xFFFFFFFF / 1000, 0xFFFF, b"")
-    old = Notice(1, 1e9, Gone(bytes(6), IPv4Address("10.0.0.1")))
-    parsed = codec.parse_message(FrameType.NOTICE, payload(codec.build_message(old)))
-    assert isinstance(parsed, Notice)
-    assert parsed.age == 0xFFFFFFFF / 1000
-    long_name = Call(1, 10.0, IPv4Address("10.0.0.1"), bytes(6), UUID(int=0), "x" * 256)
-    with pytest.raises(FrameSizeError, match="CALL cannot be built: "):
-        codec.build_message(long_name)
-
-
-def test_no_error_shows_a_secret() -> None:
-    secret = Credential(CredentialMode.PASSWORD, "admin", "P@ssw0rd" * 40, "realm")
-    call = Call(1, 10.0, IPv4Address("10.0.0.1"), bytes(6), UUID(int=0), "f", credential=secret)
-    with pytest.raises(FrameSizeError) as info:
-        codec.build_message(call)
-    assert "P@ss" not in f"{info.value}{info.value.__context__!r:.0}{call!r}"
-    secret.secret = "P@ssw0rd\ud800"
-    with pytest.raises(FrameLayoutError, match="not Unicode") as other:
-        codec.build_message(call)
-    assert "P@ss" not in str(other.value)
-
-
-def test_a_call_with_wrong_utf8_or_numbers_is_an_error() -> None:
-    good = payload(codec.build_message(A_CALL))
-    tls = good.index(b"\x09power.get") - 33
-    for wrong in (good.replace(b"power", b"pow\xffr"), good[:tls] + b"\x09" + good[tls + 1 :]):
-        with pytest.raises(FrameLayoutError, match="CALL: "):
-            codec.parse_message(FrameType.CALL, wrong)
-
-
-def test_a_call_in_mode_challenge_never_carries_its_secret() -> None:
-    secret = "5f4dcc3b5aa765d61d8327deb882cf99"
-    call = replace(
-        A_CALL, credential=Credential(CredentialMode.CHALLENGE, "admin", secret, "Digest:A1")
-    )
-    built = codec.build_message(call)
-    assert secret.encode() not in built
-    parsed = codec.parse_message(FrameType.CALL, payload(built))
-    assert isinstance(parsed, Call)
-    assert parsed.credential == Credential(CredentialMode.CHALLENGE, "admin", "", "Digest:A1")
-
-
-def test_a_part_of_a_response_is_refused() -> None:
-    built = payload(codec.build_message(Responses(1, "c", (bytes(16),))))
-    with pytest.raises(FrameLayoutError, match="15 bytes"):
-        codec.parse_message(FrameType.RESPONSES, built[:-1])

@@ -5,6 +5,7 @@ import pytest
 from gwmodule.config import LivenessConfig, MuxConfig
 from gwmodule.errors import ChannelStateError, Code, LocalProtocolError, RemoteProtocolError
 from gwmodule.wire import codec
+from gwmodule.wire.control import build_message
 from gwmodule.wire.events import (
     ChannelAccepted,
     ChannelEnded,
@@ -913,7 +914,7 @@ def frame(frame_type: FrameType, channel: int, payload: bytes = b"") -> bytes:
 
 RESET_PAYLOAD = codec.build_end(FrameType.RESET, Code.CANCELLED, "enough")
 OPEN_PAYLOAD = codec.build_open(INTERACTIVE, 1000, TARGET)
-CANCEL = codec.build_message(Cancel(1))
+CANCEL = build_message(Cancel(1))
 
 
 @pytest.mark.parametrize(
