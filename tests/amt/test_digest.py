@@ -136,6 +136,15 @@ def test_a_refused_realm_is_remembered_but_never_answered() -> None:
     assert login.realm == REALM
 
 
+def test_a_realm_that_changes_under_a_login_is_not_answered_with_what_answered_the_first() -> None:
+    login = authenticator(Credential(CredentialMode.HA1, "admin", HA1, REALM))
+    login.challenged([AMT15])
+    assert login.authorize("POST", "/wsman", b"") is not None
+    with pytest.raises(AuthenticationFailed, match=f"Digest:ELSE.*{REALM}"):
+        login.challenged([AMT15.replace(REALM, "Digest:ELSE")])
+    assert login.authorize("POST", "/wsman", b"") is None
+
+
 @pytest.mark.parametrize(
     "credential",
     [
