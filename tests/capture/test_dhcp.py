@@ -94,14 +94,29 @@ def test_a_request_keeps_what_only_the_discover_said() -> None:
     dhcp.observation_from(request(option(97, b"\0" + UUID_A.bytes_le), DISCOVER), now=0.0)
     dhcp.observation_from(request(option(12, b"pc")), now=0.1)
     assert dhcp.observation_from(ack(), now=0.2) == Lease(PC_MAC, PC, 3600, "pc", UUID_A)
+    dhcp.observation_from(request(option(12, b"pc"), DISCOVER), now=1.0)
+    dhcp.observation_from(request(option(97, b"\0" + UUID_A.bytes_le)), now=1.1)
+    assert dhcp.observation_from(ack(), now=1.2) == Lease(PC_MAC, PC, 3600, "pc", UUID_A)
+
+
+def test_what_a_request_says_itself_counts_more_than_the_discover() -> None:
+    dhcp = observer()
+    old = option(12, b"old") + option(97, b"\0" + UUID(int=7).bytes_le)
+    new = option(12, b"new") + option(97, b"\0" + UUID_A.bytes_le)
+    dhcp.observation_from(request(old, DISCOVER), now=0.0)
+    dhcp.observation_from(request(new), now=0.1)
+    assert dhcp.observation_from(ack(), now=0.2) == Lease(PC_MAC, PC, 3600, "new", UUID_A)
 
 
 def test_a_request_of_another_client_or_long_ago_is_not_joined() -> None:
     dhcp = observer()
-    dhcp.observation_from(request(option(12, b"pc")), now=0.0)
+    dhcp.observation_from(request(option(12, b"pc")), now=1000.0)
     other = bytes.fromhex("020000000999")
-    assert dhcp.observation_from(ack(mac=other), now=0.1) == Lease(other, PC, 3600)
-    assert dhcp.observation_from(ack(), now=MAX_WAIT) == Lease(PC_MAC, PC, 3600)
+    assert dhcp.observation_from(ack(mac=other), now=1000.1) == Lease(other, PC, 3600)
+    assert dhcp.observation_from(ack(), now=1000.0 + MAX_WAIT) == Lease(PC_MAC, PC, 3600)
+    dhcp.observation_from(request(option(12, b"pc")), now=2000.0)
+    late = 1999.9 + MAX_WAIT
+    assert dhcp.observation_from(ack(), now=late) == Lease(PC_MAC, PC, 3600, "pc")
 
 
 def test_a_flood_of_requests_pushes_out_the_oldest() -> None:
@@ -270,10 +285,16 @@ def test_a_name_fits_and_has_nothing_unprintable(raw: bytes) -> None:
         (b"\0\0\0pc.example", "pc.example"),
         (b"\4\0\0\2pc\7example\0", "pc.example"),
         (b"\4\0\0\xc0\x0c", ""),
+        (b"\4\0\0\x40" + b"x" * 64, ""),
+        (b"\4\0\0\0\2pc", ""),
+        (b"\0\0\0", ""),
         (b"\4\0\0\x3fshort", "short"),
         (b"\4", ""),
     ],
-    ids=["ascii", "wire format", "compressed", "label too long", "short"],
+    ids=[
+        *("ascii", "wire format", "compressed", "label of 64", "root", "empty"),
+        *("label too long", "short"),
+    ],
 )
 def test_a_fully_qualified_name_is_read_in_both_forms(fqdn: bytes, name: str) -> None:
     lease = observer().observation_from(ack(option(81, fqdn)), now=0.0)
