@@ -21,7 +21,6 @@ from gwmodule.wire.frames import (
     MAX_PAYLOAD,
     MAX_REASON,
     PAYLOADS,
-    TOKEN_SIZE,
     ChannelKind,
     FrameType,
     Priority,
@@ -318,6 +317,3 @@ def parse_payload(frame_type: FrameType, payload: bytes) -> Any:
 def _first_line(exc: ConstructError) -> str:
     # construct's texts may quote field values over many lines; a CALL holds a credential.
     return type(exc).__name__
-
-
-assert TOKEN_SIZE == 16  # noqa: S101 - the layouts above and docs/protocol.md rely on it

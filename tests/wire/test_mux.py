@@ -272,16 +272,21 @@ def test_what_is_still_being_read_counts_against_the_memory_and_the_rest_does_no
     taken = [e.channel for e in events(pair.gateway) if isinstance(e, ChannelOpened)]
     assert taken == [first, second]
     assert events(pair.msp)[-1] == ChannelEnded(third, Code.LIMIT, "2 channels are open")
-    pair.gateway.consume(number, 200 * 1024, 0.0)
+    pair.gateway.consume(number, 200 * 1024 - 1, 0.0)
+    # More than there is gives back no more than that.
+    pair.gateway.consume(number, 300 * 1024, 0.0)
     last = pair.msp.open(TARGET, BULK)
     pair.deliver()
     assert events(pair.gateway) == [ChannelOpened(last, BULK, TARGET)]
+    with pytest.raises(ChannelStateError, match="windows of 1048576 bytes"):
+        pair.gateway.open(ResultTarget(1), BULK)
 
 
 def test_a_reset_gives_back_what_was_left_unread() -> None:
     pair = Pair(SMALL)
     for _ in range(10):
         number = pair.open()
+        assert pair.gateway.channels == 1
         pair.gateway.send_eof(number)
         pair.msp.send(number, bytes(10000))
         pair.deliver()
