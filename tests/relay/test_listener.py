@@ -150,6 +150,15 @@ async def test_a_slow_sender_is_cut_off() -> None:
         assert lan.listener.counters == {"accepted": 1, "slow": 1}
 
 
+async def test_a_sender_that_ended_in_time_is_not_slow_later() -> None:
+    async with listening(TIME_LIMIT) as lan:
+        with await lan.connect() as sock:
+            await asyncio.get_running_loop().sock_sendall(sock, HELLO_A)
+            await until(lambda: lan.hellos)
+            await asyncio.sleep(2 * TIME_LIMIT)
+        assert lan.listener.counters == {"accepted": 1, "hello": 1}
+
+
 async def test_a_connection_that_breaks_off_is_counted() -> None:
     async with listening() as lan:
         with await lan.connect() as sock:
@@ -196,10 +205,14 @@ async def test_addresses_come_and_go_without_disturbing_the_others() -> None:
             sock.connect((str(LOOPBACK), port))
 
 
-async def test_an_address_that_cannot_be_used_is_named_and_tried_again() -> None:
+async def test_an_address_that_cannot_be_used_is_named_once_and_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     foreign = IPv4Address("203.0.113.1")
     async with listening() as lan:
-        await lan.listener.set_addresses({("lo", LOOPBACK), ("wan", foreign)})
+        for _ in range(3):
+            await lan.listener.set_addresses({("lo", LOOPBACK), ("wan", foreign)})
+        assert caplog.text.count("listener_failed") == 1
         assert list(lan.listener.listening) == [LOOPBACK]
         assert "assign" in lan.listener.failed[foreign]
         await lan.listener.set_addresses({("lo", LOOPBACK)})
