@@ -11,6 +11,7 @@ half-close (msp.subprotocol).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from aiohttp import WSMsgType, web
@@ -76,15 +77,20 @@ class WebRelay:
         self,
         session: SessionSeam,
         target: StreamTarget,
+        claim: Callable[[SessionKind], Awaitable[None]],
         login: LoginInterceptor | None = None,
         pin: bytes = NO_PIN,
     ) -> Ending:
-        """With a `pin` the device is spoken to in TLS, and the tool, as it expects, in plain."""
+        """`claim` is told what the tool is about to open, and raises ChannelReset if it may not.
+
+        With a `pin` the device is spoken to in TLS, and the tool, as it expects, in plain.
+        """
         self._login = login
         ending = self._ending
         stream: StreamSeam | None = None
         try:
             first = await self._first_chunks()
+            await claim(session_kind(b"".join(first)[:FIRST_BYTES]))
             priority = _priority(first, self._mode)
             stream = (
                 await session.open_stream(target, priority)

@@ -13,7 +13,8 @@ from aiohttp import web
 
 from gwmodule.amt.digest import ha1
 from gwmodule.amt.interceptor import LoginInterceptor
-from gwmodule.errors import Code, IdentityMismatch
+from gwmodule.amt.redirection import SessionKind
+from gwmodule.errors import ChannelReset, Code, IdentityMismatch
 from gwmodule.msp.api.answers import ApiError, time_text
 from gwmodule.msp.api.asking import Asked, device_of
 from gwmodule.msp.api.auth import Authenticator
@@ -36,11 +37,13 @@ SHUTDOWN_TIMEOUT = 2.0
 # For a session to end in order at the device, which some take two seconds for.
 TAKEOVER_TIMEOUT = 5.0
 SOL = "sol"
+_KINDS = {SessionKind.SOL: SOL, SessionKind.IDER: "ider", SessionKind.KVM: "kvm"}
 
 
 @dataclass(eq=False, slots=True)
 class OpenStream:
-    """`close(code, reason)` ends it; `kind` is sol, kvm, ider or empty; `since` in unix seconds.
+    """`close(code, reason)` ends it; `kind` is sol, kvm, ider or empty, and empty until that is
+    known and allowed; `since` in unix seconds.
 
     A console's `viewer` does not hold its line: who has the seat does (msp.consoles). A `tool` that
     comes back after its connection was lost says the same as before.
@@ -167,22 +170,21 @@ class Streams:
         await self._record(asked, "stream.open", device, target, None)
         ending = Ending(Code.CANCELLED, "broken off")
         stream = OpenStream(
-            asked.tenant,
-            device.uuid,
-            query.mode,
-            asked.actor,
-            relay.close,
-            self._clock(),
-            tool=query.tool,
+            asked.tenant, device.uuid, "", asked.actor, relay.close, self._clock(), tool=query.tool
         )
+
+        async def claim(kind: SessionKind) -> None:
+            # What it says to the device before what it said to us: tools behind `forward` say
+            # nothing, and those inside TLS cannot be heard.
+            name = _KINDS.get(kind, query.mode)
+            if name == SOL:
+                await self._free_line(asked, device)
+            stream.kind = name
+
         try:
             async with self._authenticator.watched(asked, relay.close):
-                if busy := await self._line_kept(asked, device):
-                    ending = Ending(Code.LIMIT, busy)
-                    await relay.close(ending.code, ending.reason)
-                else:
-                    with self._streams.held(stream):
-                        ending = await relay.run(session, target, login, pin)
+                with self._streams.held(stream):
+                    ending = await relay.run(session, target, claim, login, pin)
         finally:
             await self._record(asked, "stream.close", device, target, ending)
         return websocket
@@ -205,31 +207,33 @@ class Streams:
 
         return LoginInterceptor(stored.username, secret)
 
-    async def _line_kept(self, asked: Asked, device: Device) -> str:
-        """Why this stream cannot have the serial line it is for; empty when it can."""
+    async def _free_line(self, asked: Asked, device: Device) -> None:
+        """For a stream that is a serial line: ChannelReset where somebody else has it."""
         query: RelayQuery = asked.query
-        if query.mode != SOL:
-            return ""
         tenant, uuid = asked.tenant, device.uuid
-        lines = self._streams.lines(tenant, uuid)
         if query.takeover == "1":
             reason = f"taken over by {asked.actor}"
             # Of one that does not even take its end, the device will say that it is busy.
             with suppress(TimeoutError):
                 async with asyncio.timeout(TAKEOVER_TIMEOUT):
                     await self._consoles.end(tenant, uuid, reason)
-                    await self._streams.close(lines, Code.CANCELLED, reason)
-            return ""
+                    # Until nobody has it: of two at once the later one keeps it.
+                    while lines := self._streams.lines(tenant, uuid):
+                        await self._streams.close(lines, Code.CANCELLED, reason)
+                        for line in lines:
+                            # It may need a while to go, but it has nothing any more.
+                            line.kind = ""
+            return
         if (seat := self._consoles.seat(tenant, uuid)) is not None:
-            return busy(seat.name, seat.since)
+            raise ChannelReset(Code.LIMIT, busy(seat.name, seat.since))
+        lines = self._streams.lines(tenant, uuid)
         own = [s for s in lines if s.holder == asked.actor and s.tool == query.tool]
         if other := next((s for s in lines if s not in own), None):
-            return busy(other.holder, other.since)
+            raise ChannelReset(Code.LIMIT, busy(other.holder, other.since))
         # A connection that was lost without our knowing left it behind. Of a tool that does not say
         # who it is, the device knows whether it lives.
         if query.tool:
             await self._streams.close(own, Code.REPLACED, "this tool opened its stream again")
-        return ""
 
     async def _record(
         self,

@@ -173,6 +173,38 @@ async def test_a_takeover_ends_the_other_and_says_whose_doing_it_is(site: Site) 
     await second.close()
 
 
+async def test_a_tool_that_does_not_say_what_it_opens_is_heard(site: Site) -> None:
+    """amtterm behind `forward`: the service knows only what it says to the device."""
+    headers = {"Authorization": f"Bearer {site.token(Role.TECHNICIAN)}"}
+    path = RELAY.removesuffix("&mode=sol")
+    first = await site.http.ws_connect(site.url + path, headers=headers)
+    await first.send_bytes(b"\x10\x00\x00\x00SOL ")
+    await site.service.session.streams.get()
+    status_path = f"/api/v1/devices/redirectStatus/{PC}"
+    _, status = await site.request("GET", status_path, token=site.token())
+    assert status["isSOLConnected"]
+    second = await opened(site, Role.ADMIN)
+    assert str((await second.receive()).extra).startswith("busy: held by technician@default since ")
+    headers = {"Authorization": f"Bearer {site.token(Role.ADMIN)}"}
+    media = await site.http.ws_connect(site.url + path, headers=headers)
+    await media.send_bytes(b"\x10\x00\x00\x00IDER")
+    await site.service.session.streams.get()
+    for each in (first, media):
+        await each.close()
+
+
+async def test_of_two_takeovers_at_once_one_has_the_line(site: Site) -> None:
+    await opened(site, Role.ADMIN)
+    await site.service.session.streams.get()
+    both = [await opened(site, Role.TECHNICIAN, "&takeover=1") for _ in range(2)]
+    streams = [await site.service.session.streams.get() for _ in both]
+    async with asyncio.timeout(5):
+        while sum(stream.reset_with is None for stream in streams) != 1:
+            await asyncio.sleep(0.01)
+    for each in both:
+        await each.close()
+
+
 async def test_a_tool_that_comes_back_ends_what_it_left_behind(site: Site) -> None:
     ghost = await opened(site, Role.TECHNICIAN, "&tool=one")
     before = await site.service.session.streams.get()
