@@ -177,7 +177,7 @@ MIGRATIONS: tuple[Step, ...] = (
             FOR EACH STATEMENT EXECUTE FUNCTION audit_keeps();
         """,
     ),
-    # enrolment: one-time tokens, and certificates that were renewed and not used yet
+    # 2: enrolment: one-time tokens, and certificates that were renewed and not used yet
     Step(
         """
         CREATE TABLE enrolment_tokens (
@@ -195,7 +195,7 @@ MIGRATIONS: tuple[Step, ...] = (
         ALTER TABLE gateways ADD COLUMN next_fingerprint TEXT;
         """,
     ),
-    # 2: tenants, users, API keys; the sealed logins of devices and secrets of the service
+    # 3: tenants, users, API keys; the sealed logins of devices and secrets of the service
     Step(
         """
         CREATE TABLE tenants (
@@ -243,7 +243,7 @@ MIGRATIONS: tuple[Step, ...] = (
         );
         """,
     ),
-    # 3: what people say about devices, and redirection tokens that have been used
+    # 4: what people say about devices, and redirection tokens that have been used
     Step(
         """
         CREATE TABLE labels (
@@ -259,7 +259,7 @@ MIGRATIONS: tuple[Step, ...] = (
         );
         """,
     ),
-    # 4: whose an API key is. One that somebody made who is a user still becomes his.
+    # 5: whose an API key is. One that somebody made who is a user still becomes his.
     Step(
         """
         ALTER TABLE api_keys ADD COLUMN maker TEXT NOT NULL DEFAULT '';  -- as in the audit
