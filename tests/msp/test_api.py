@@ -328,6 +328,41 @@ async def test_a_repetition_of_a_failed_request_gets_the_same_failure(service: S
     assert len(service.session.calls) == 1
 
 
+async def test_a_request_that_was_broken_off_does_not_act_again(service: Service) -> None:
+    async def break_off(_: dict[str, Any]) -> Result:
+        raise RuntimeError("in the middle of it")
+
+    service.session.answer = break_off
+    answers = [
+        await raw(
+            service,
+            "POST",
+            f"{DEVICE}/call",
+            json={"function": "power.set"},
+            headers={"Idempotency-Key": "k"},
+        )
+        for _ in range(2)
+    ]
+    assert [(status, error["error"]) for status, error in answers] == [
+        (500, "INTERNAL"),
+        (504, "OUTCOME_UNKNOWN"),
+    ]
+    assert len(service.session.calls) == 1
+
+
+async def test_a_key_belongs_to_one_request_and_is_bounded(service: Service) -> None:
+    service.session.answer = answer(Code.OK, {})
+    consent = "/api/v1/amt/userConsentCode"
+    for path, key, status in (
+        (f"{consent}/{PC}", "k" * 255, 200),
+        (f"{consent}/cancel/{PC}", "k" * 255, 422),
+        (f"{consent}/{PC}", "k" * 256, 400),
+    ):
+        got, _ = await raw(service, "GET", path, headers={"Idempotency-Key": key})
+        assert got == status
+    assert len(service.session.calls) == 1
+
+
 async def test_a_candidate_is_identified_by_its_login(service: Service) -> None:
     mac = "02:00:00:00:00:07"
     await service.tell(presence(mac=bytes.fromhex("020000000007"), uuid=None))
