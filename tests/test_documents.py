@@ -138,6 +138,22 @@ def test_the_readme_lists_the_catalogue() -> None:
     assert sorted(listed) == sorted(CATALOGUE)
 
 
+def test_what_the_log_says_is_in_the_operators_table_and_nothing_else() -> None:
+    text = (ROOT / "docs/operation.md").read_text().partition("\n## Log\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ((?:`[a-z_]+`(?:, )?)+) \| `?[a-z.]", text, re.MULTILINE)
+    listed = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row)}
+    sources = "".join(
+        path.read_text()
+        for path in (ROOT / "gwmodule").rglob("*.py")
+        if path.relative_to(ROOT).parts[1] != "sim"
+    )
+    levels = "debug|info|warning|error|exception"
+    said = set(re.findall(rf"\.(?:{levels})\(\s*\"([a-z_]+)\"", sources))
+    assert len(said) > 40
+    assert said - listed == set()
+    assert [name for name in listed if not re.search(rf"\b{name}\b", sources)] == []
+
+
 def test_modules_of_the_architecture_exist() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
     rows = re.findall(r"^\| ((?:`[a-z_.]+`(?:, )?)+) \|", text.partition("## Modules")[2], re.M)
