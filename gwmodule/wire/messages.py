@@ -1,4 +1,4 @@
-"""Typed control messages and channel targets; codec.py turns them into frames and back."""
+"""Typed messages and channel targets; codec.py and control.py turn them into frames and back."""
 
 from __future__ import annotations
 
