@@ -49,6 +49,7 @@ def test_every_page_can_be_used_by_everybody(
     page = new_page(bypass_csp=True, **options)
     page.add_init_script(path=AXE)
     page.goto(URL)
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
     judge(page, "sign in")
     sign_in(page, "alice")
     judge(page, "devices")

@@ -157,6 +157,7 @@ def test_a_viewer_looks_and_touches_nothing(site: Site, page: Page, new_page: Ne
 
 def test_the_keyboard_is_enough(site: Site, page: Page) -> None:
     page.goto(URL)
+    expect(page.get_by_label("User")).to_be_focused()
     keys = page.keyboard
     keys.type("bob")
     keys.press("Tab")
@@ -217,6 +218,7 @@ def walk(page: Page, name: str) -> None:
         assert wide <= 0, f"{what} is {wide} pixels too wide"
 
     page.goto(URL)
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
     look("sign-in")
     sign_in(page, "alice")
     look("devices")

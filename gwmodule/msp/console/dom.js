@@ -173,11 +173,11 @@ export async function busy(button, act, refused = (error) => notice(error.messag
 export function dialog({ title, text = "", body = [], confirm = "OK", danger = false }) {
   return new Promise((resolve) => {
     const form = h("form", { method: "dialog" },
-      h("h2", {}, title), text && h("p", {}, text), body,
+      h("h2", {}, title), text && h("p", { id: "effect" }, text), body,
       h("menu", {},
         h("button", { type: "button", onclick: () => box.close() }, "Cancel"),
         h("button", { type: "submit", value: "ok", class: danger ? "danger" : "primary" }, confirm)));
-    const box = h("dialog", { "aria-label": title }, form);
+    const box = h("dialog", { "aria-label": title, "aria-describedby": text ? "effect" : null }, form);
     box.addEventListener("close", () => {
       const values = box.returnValue === "ok" ? Object.fromEntries(new FormData(form)) : null;
       box.remove();
