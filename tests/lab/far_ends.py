@@ -2,9 +2,10 @@
 
     python -m tests.lab.far_ends source ADDRESS PORT SEED SIZE RATE   a device that sends bulk
     python -m tests.lab.far_ends sink PORT SIZE                       a tool that receives it
-    python -m tests.lab.far_ends console PORT PASSWORD LINES RX_MS    a technician at a console
+    python -m tests.lab.far_ends console PORT PASSWORD RX_MS          a technician at a console
 
-Run in hosts of the lab, as processes of their own. `sink` and `console` end with one JSON line.
+Run in hosts of the lab, as processes of their own. `sink` and `console` end with one JSON line;
+the technician types until SIGTERM.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import signal
 import socket
 import sys
+import threading
 import time
 
 from gwmodule.amt.redirection import SolSettings
@@ -59,8 +62,13 @@ def sink(port: int, size: int) -> None:
     print(json.dumps({"received": received, "sha256": digest.hexdigest(), "expected": size}))
 
 
-def console(port: int, password: str, lines: int, rx_ms: int) -> None:
-    """Type numbered lines at the recovery prompt, twenty a second; print what the screen showed."""
+def console(port: int, password: str, rx_ms: int) -> None:
+    """Type numbered lines at the recovery prompt, twenty a second; print what the screen showed.
+
+    After SIGTERM it still waits for the answer to the last line.
+    """
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     settings = SolSettings(host_session_rx_timeout_ms=rx_ms)
     screen, ended = bytearray(), ""
     typed, next_line_at = 0, 0.0
@@ -93,13 +101,13 @@ def console(port: int, password: str, lines: int, rx_ms: int) -> None:
                         ended = f"refused: {status} {reason}"
                     case SolControls():
                         pass
-            if ready and now >= next_line_at and typed < lines:
+            if ready and now >= next_line_at and not stop.is_set():
                 typed += 1
                 next_line_at = now + 0.05
                 client.send(b"line-%d\r" % typed)
-            if screen.endswith(b"line-%d: not found\r\nrecovery> " % lines):
+            if stop.is_set() and screen.endswith(b"line-%d: not found\r\nrecovery> " % typed):
                 break
-    print(json.dumps({"screen": screen.decode(errors="replace"), "ended": ended}))
+    print(json.dumps({"typed": typed, "screen": screen.decode(errors="replace"), "ended": ended}))
 
 
 if __name__ == "__main__":
@@ -108,7 +116,7 @@ if __name__ == "__main__":
             source(address, int(port), int(seed), int(size), int(rate))
         case ["sink", port, size]:
             sink(int(port), int(size))
-        case ["console", port, password, lines, rx_ms]:
-            console(int(port), password, int(lines), int(rx_ms))
+        case ["console", port, password, rx_ms]:
+            console(int(port), password, int(rx_ms))
         case _:
             sys.exit(__doc__)
