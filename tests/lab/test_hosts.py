@@ -51,7 +51,7 @@ def lab() -> Iterator[Lab]:
 
 def listen(lab: Lab, host: str, port: int) -> Service:
     service = lab.start(host, [sys.executable, "-c", LISTEN.format(port=port)], f"{host}-{port}")
-    wait_until(f"{host} listens", lambda: str(port) in listening(lab, host), 5)
+    wait_until(f"{host} listens", lambda: str(port) in listening(lab, host), 20)
     return service
 
 
@@ -86,7 +86,7 @@ def test_the_portal_drops_and_counts_the_pcs_until_somebody_logs_in(lab: Lab) ->
 def test_a_socket_bound_to_mgmt_leaves_by_it_and_is_translated(lab: Lab) -> None:
     service = listen(lab, "msp", 8444)
     assert connect(lab, "gateway", MSP, 8444, "mgmt") == MANAGEMENT
-    wait_until("the connection", lambda: service.log.read_text(), 5)
+    wait_until("the connection", lambda: service.log.read_text(), 20)
     assert service.log.read_text().split()[0] == NAT_WAN
 
 
@@ -112,7 +112,7 @@ def test_a_failing_command_says_where_and_why(lab: Lab) -> None:
 def test_a_killed_service_starts_again_with_its_log(lab: Lab) -> None:
     service = lab.start("pc3", ["sh", "-c", "echo started; exec sleep 60"], log="sleeper")
     again = lab.restart("sleeper")
-    wait_until("the second start", lambda: again.log.read_text().count("started") >= 1, 5)
+    wait_until("the second start", lambda: again.log.read_text().count("started") >= 1, 20)
     assert not service.alive
     assert again.alive
     assert "sleep 60" in lab.processes("pc3")[again.process.pid]

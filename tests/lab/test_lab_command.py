@@ -33,10 +33,10 @@ def test_nothing_outlives_an_isolated_command(outside: dict[str, str], number: i
     mark = f"98{number}1"
     command = python("gwmodule.sim.isolate", "--", "sh", "-c", f"setsid sleep {mark} & sleep 60")
     process = subprocess.Popen(command, env=outside)
-    wait_until("the grandchild", lambda: sleepers(mark), 10)
+    wait_until("the grandchild", lambda: sleepers(mark), 20)
     os.kill(process.pid, number)
-    process.wait(5)
-    wait_until("its end", lambda: not sleepers(mark), 5)
+    process.wait(20)
+    wait_until("its end", lambda: not sleepers(mark), 20)
 
 
 # What a shell without job control does for `&`.

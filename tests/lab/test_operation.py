@@ -78,7 +78,7 @@ def test_a_lockdown_ends_and_refuses_everything_and_keeps_the_link(system: Syste
     wait_until("the port", lambda: ":16994" in system.lab.run("msp", listening).stdout, 15)
     holder = system.lab.start("msp", [sys.executable, "-c", HOLD], log="hold")
     wait_until("the stream", lambda: "open" in holder.log.read_text(), 15)
-    wait_until("the stream at the gateway", lambda: system.status()["streams"] == 1, 5)
+    wait_until("the stream at the gateway", lambda: system.status()["streams"] == 1, 20)
     sessions = system.status()["link"]["counters"]
     switched = json.loads(system.gateway_command("lockdown", "on", "--json").stdout)
     assert switched == {"on": True, "seconds_left": None, "ended": {"streams": 1, "calls": 0}}
