@@ -251,6 +251,39 @@ async def test_a_relay_that_reads_late_gets_everything_that_fits(tmp_path: Path)
     assert [hello.mac for hello in hellos if isinstance(hello, Hello)] == macs
 
 
+async def test_a_relay_has_room_again_for_what_it_has_read(tmp_path: Path) -> None:
+    large = HELLO_A[:2] + b"\x07\0" + HELLO_A[4:] + bytes(7000)
+    # 1.3 MiB, more than MAX_OUTBOX; half of the first 800 KiB are read before the rest comes.
+    macs = [b"\x02" + number.to_bytes(5, "big") for number in range(175)]
+    async with running(tmp_path) as run, run.relay() as late:
+        await late.datagram()
+        hellos = []
+        for batch, read in ((macs[:100], 50), (macs[100:], 125)):
+            for mac in batch:
+                run.sniffer.put(*hello_frames(large, mac))
+            await wait_for(lambda: not run.sniffer.frames)
+            await turns()
+            hellos += [(await late.next()).observation for _ in range(read)]
+    assert [hello.mac for hello in hellos if isinstance(hello, Hello)] == macs
+
+
+async def test_more_than_can_wait_for_the_parser_is_dropped_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gwmodule.capture.service.MAX_BACKLOG", 5)
+    macs = [b"\x02" + number.to_bytes(5, "big") for number in range(8)]
+    async with running(tmp_path) as run, run.relay() as relay:
+        await relay.datagram()
+        run.sniffer.put(*(dhcp_frame(ack(mac=mac)) for mac in macs))
+        assert [(await relay.next()).observation for _ in range(5)] == [
+            Lease(mac, PC, 3600) for mac in macs[:5]
+        ]
+        async with run.relay() as late:
+            counters = await late.datagram()
+    assert isinstance(counters, Counters)
+    assert (counters.values["backlog_dropped"], counters.values["leases"]) == (3, 5)
+
+
 async def test_a_relay_that_dies_with_datagrams_waiting_is_let_go(tmp_path: Path) -> None:
     large = HELLO_A[:2] + b"\x07\0" + HELLO_A[4:] + bytes(8000)
     async with running(tmp_path) as run, run.relay() as reader:
@@ -297,6 +330,26 @@ async def test_a_request_that_is_over_copies_nothing(tmp_path: Path, request_: b
         await turns()
         await asyncio.sleep(0.01)
         run.sniffer.put(dhcp_frame(ack()))
+        assert isinstance(await relay.datagram(), Seen)
+
+
+async def test_nobody_gets_more_copies_or_for_longer_than_a_recording_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gwmodule.capture.service.MAX_RECORD_COUNT", 2)
+    monkeypatch.setattr("gwmodule.capture.service.MAX_RECORD_SECONDS", 0.2)
+    garbage = b"\xff" * 60
+    async with running(tmp_path) as run, run.relay() as relay:
+        await relay.datagram()
+        relay.socket.send(build_record(100, 60.0))
+        await turns()
+        run.sniffer.put(garbage, garbage, dhcp_frame(ack()))
+        told = [type(await relay.datagram()) for _ in range(3)]
+        assert told == [Recorded, Recorded, Seen]
+        relay.socket.send(build_record(100, 60.0))
+        await turns()
+        await asyncio.sleep(0.25)
+        run.sniffer.put(garbage, dhcp_frame(ack()))
         assert isinstance(await relay.datagram(), Seen)
 
 
