@@ -28,7 +28,7 @@ from gwmodule.wire.frames import Priority
 from gwmodule.wire.functions import STATUS
 from gwmodule.wire.messages import Credential, Result, StreamTarget
 from gwmodule.wire.notices import Observation, Presence, Provisioning
-from tests.msp.postgres import Server, programs
+from tests.msp.postgres import Server, required
 
 PC = UUID("55e3ae13-bfd2-61bb-17a0-88aedd7037ea")
 MAC = bytes.fromhex("020000000001")
@@ -203,11 +203,8 @@ async def served(port: HttpPort) -> AsyncIterator[int]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
-    """A running PostgreSQL server; CI installs it, elsewhere its tests are skipped."""
-    found = programs()
-    if found is None:
-        pytest.skip("PostgreSQL is not installed (Debian package postgresql)")
-    server = Server(found)
+    """A running PostgreSQL server."""
+    server = Server(required())
     try:
         server.start()
         yield server

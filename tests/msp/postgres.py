@@ -9,6 +9,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import pytest
+
 # What Debian's package calls its user; the server refuses to run as root.
 USER = "postgres"
 
@@ -20,6 +22,17 @@ def programs() -> Path | None:
         return found[-1].parent
     on_path = shutil.which("initdb")
     return Path(on_path).parent if on_path else None
+
+
+def required() -> Path:
+    """The same, for tests that cannot do without: they are skipped, but never in CI."""
+    found = programs()
+    if found is None:
+        problem = "PostgreSQL is not installed (Debian package postgresql)"
+        if "CI" in os.environ:
+            pytest.fail(problem, pytrace=False)
+        pytest.skip(problem)
+    return found
 
 
 class Server:

@@ -14,7 +14,7 @@ from gwmodule.msp.database import Database, RegistryError, open_database
 from gwmodule.msp.journal import Journal
 from gwmodule.msp.registry import Observed, Registry
 from tests.msp.conftest import empty
-from tests.msp.postgres import Server, programs
+from tests.msp.postgres import Server, required
 from tests.msp.test_registry import NAT, PC, hello
 
 ADD = "INSERT INTO gateways (name) VALUES ($1)"
@@ -23,10 +23,7 @@ ADD = "INSERT INTO gateways (name) VALUES ($1)"
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """One of our own, because these tests stop it."""
-    found = programs()
-    if found is None:
-        pytest.skip("PostgreSQL is not installed (Debian package postgresql)")
-    server = Server(found)
+    server = Server(required())
     yield server
     server.remove()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gwmodule.msp.client import ApiClient, ApiRefused, ApiUnavailable
-from tests.msp.postgres import Server, programs
+from tests.msp.postgres import Server, required
 
 ServeCommand = Callable[..., list[str]]
 
@@ -130,10 +130,7 @@ async def test_a_second_service_is_refused_with_the_reason(
 async def test_it_serves_from_postgresql_and_outlives_a_restart_of_it(
     processes: list[asyncio.subprocess.Process], command: ServeCommand, tmp_path: Path
 ) -> None:
-    found = programs()
-    if found is None:
-        pytest.skip("PostgreSQL is not installed (Debian package postgresql)")
-    server = await asyncio.to_thread(Server, found)
+    server = await asyncio.to_thread(Server, required())
     try:
         await asyncio.to_thread(server.start)
         process, port = await serve(processes, command("--database", server.url()))
