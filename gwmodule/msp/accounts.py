@@ -310,6 +310,16 @@ class Accounts:
         async with self._database.transaction() as db:
             if not await _tenant(db, tenant):
                 raise RegistryConflict(f"there is no tenant {tenant}")
+            same = await db.fetch_one(
+                "SELECT 1 AS one FROM api_keys WHERE tenant = $1 AND name = $2"
+                " AND revoked_at IS NULL AND (expires IS NULL OR expires > $3)",
+                tenant,
+                name,
+                at,
+            )
+            if same is not None:
+                # The audit names a key by it: one must not act under another's.
+                raise RegistryConflict(f"key {name} exists")
             owner = await _owner(db, maker, tenant)
             await db.execute(
                 "INSERT INTO api_keys"

@@ -318,3 +318,17 @@ async def test_a_keys_last_use_is_known_to_the_hour(
 
     monkeypatch.setattr(database, "execute", fail)
     assert await accounts.verify_key(text, 9999.0) is not None
+
+
+async def test_two_keys_that_are_good_never_have_one_name(accounts: Accounts) -> None:
+    async def make(at: float, expires: float | None = None, tenant: str = "acme") -> None:
+        await accounts.add_key("ci", tenant, Role.VIEWER, at, expires, actor="root")
+
+    await make(10.0, 20.0)
+    with pytest.raises(RegistryConflict, match="key ci exists"):
+        await make(19.0)
+    await make(19.0, tenant="default")
+    await make(20.0)
+    (*_, key) = await accounts.keys("acme")
+    await accounts.revoke_key(key.id, "acme", 21.0, actor="root")
+    await make(22.0)

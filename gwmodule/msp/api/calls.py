@@ -12,6 +12,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import json
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -330,8 +331,15 @@ class Calls:
             )
         except RegistryError as exc:
             # A full disk must not keep a technician from a dead PC: the log has the entry then.
+            # As one field: a detail has names of its own, `reason` among them.
             self._log.error(
-                "audit_failed", action=action, actor=actor_of(principal), reason=exc, **detail
+                "audit_failed",
+                action=action,
+                actor=actor_of(principal),
+                reason=exc,
+                gateway=gateway,
+                device=uuid,
+                detail=json.dumps(detail, default=str),
             )
 
 

@@ -41,9 +41,9 @@ async def remove(site: Site) -> object:
     return await site.service.accounts.remove_user(TECHNICIAN, "default", NOW, actor="test")
 
 
-async def make_key(site: Site, role: Role = Role.TECHNICIAN) -> str:
+async def make_key(site: Site, name: str = "ci") -> str:
     return await site.service.accounts.add_key(
-        "ci", "default", role, NOW, NOW + 1000.0, actor="test"
+        name, "default", Role.TECHNICIAN, NOW, NOW + 1000.0, actor="test"
     )
 
 
@@ -73,8 +73,10 @@ async def with_bearer(site: Site, token: str) -> AsyncIterator[aiohttp.ClientWeb
         yield websocket
 
 
-async def open_stream(site: Site, websocket: aiohttp.ClientWebSocketResponse) -> FakeStream:
-    await websocket.send_bytes(START)
+async def open_stream(
+    site: Site, websocket: aiohttp.ClientWebSocketResponse, start: bytes = START
+) -> FakeStream:
+    await websocket.send_bytes(start)
     async with asyncio.timeout(5):
         stream = await site.service.session.streams.get()
         if websocket.protocol == SUBPROTOCOL:
@@ -119,14 +121,17 @@ async def test_a_revoked_key_ends_the_streams_that_it_opened_itself(site: Site) 
 
 
 async def test_a_revoked_key_ends_what_its_redirection_token_opened(site: Site) -> None:
-    key, other = await make_key(site), await make_key(site)
+    key, other = await make_key(site), await make_key(site, "cd")
     opened, unused = [await redirection_token(site, key) for _ in range(2)]
     async with (
         offered(site, opened) as websocket,
-        # Another key of the same name.
         offered(site, await redirection_token(site, other)) as neighbour,
     ):
-        streams = [await open_stream(site, each) for each in (websocket, neighbour)]
+        # The serial line has room for one of them.
+        streams = [
+            await open_stream(site, websocket),
+            await open_stream(site, neighbour, b"\x10\x00\x00\x00IDER"),
+        ]
         await still_open(websocket, streams[0])
         await revoke(site, key)
         await ended(websocket, "API key is unknown, expired or revoked")
@@ -217,3 +222,32 @@ async def test_who_takes_nothing_does_not_stay_for_that(
     writer.close()
     with suppress(ConnectionError):
         await writer.wait_closed()
+
+
+async def test_a_locked_owner_ends_the_streams_of_his_keys(site: Site) -> None:
+    accounts = site.service.accounts
+    owner = await accounts.principal(TECHNICIAN)
+    key = await accounts.add_key(
+        "ci", "default", Role.TECHNICIAN, NOW, None, actor=TECHNICIAN, maker=owner
+    )
+    async with with_bearer(site, key) as websocket:
+        stream = await open_stream(site, websocket)
+        await still_open(websocket, stream)
+        await accounts.set_user(TECHNICIAN, "default", at=NOW, actor="test", disabled=True)
+        await ended(websocket, "API key is unknown, expired or revoked")
+
+
+async def test_a_stream_ends_in_order_although_the_audit_cannot_be_written(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise RegistryError("disk full")
+
+    async with with_bearer(site, await make_key(site)) as websocket:
+        await open_stream(site, websocket)
+        monkeypatch.setattr(site.service.registry, "audit", fail)
+    async with asyncio.timeout(5):
+        while "audit_failed action=stream.close" not in caplog.text:
+            await asyncio.sleep(0.01)
+    assert "disk full" in caplog.text
+    assert "request_failed" not in caplog.text
