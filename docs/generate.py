@@ -182,7 +182,7 @@ def options(parser: argparse.ArgumentParser) -> Iterator[str]:
         # Where the help says it already, or there is none worth telling.
         told = default in (None, False, True, argparse.SUPPRESS, [], "") or "default" in help_text
         end = "" if told else f"(default {default})"
-        yield from prose(" ".join(filter(None, (help_text, listed, end))) or "As its name says.")
+        yield from prose(" ".join(filter(None, (help_text, listed, end))))
     yield ".El"
 
 

@@ -444,10 +444,9 @@ def add_lockdown_verb(verbs: Verbs) -> None:
         "cut off the MSP's access to the LAN, or give it back",
         "While it is on, every stream and call of the MSP is refused and those that run are ended; "
         "the link stays up. It lasts until it is switched off, for the time of --for, or until the "
-        "relay ends; relay.lockdown in the configuration decides how the relay starts. Without "
-        "`on` or `off`: say which it is.",
+        "relay ends; relay.lockdown in the configuration decides how the relay starts.",
     )
-    verb.add_argument("state", choices=("on", "off"), nargs="?")
+    verb.add_argument("state", choices=("on", "off"), nargs="?", help="without it: say which it is")
     verb.add_argument(
         "--for",
         dest="seconds",

@@ -15,6 +15,7 @@ from gwmodule.config import (
     Config,
     LivenessConfig,
     MuxConfig,
+    join_address,
     load,
     parse,
     split_address,
@@ -159,6 +160,7 @@ def test_a_standalone_box_has_its_uplink_in_the_lan() -> None:
 )
 def test_an_address_is_split(text: str, expected: tuple[str, int]) -> None:
     assert split_address(text) == expected
+    assert join_address(*expected) == text
 
 
 @pytest.mark.parametrize("text", ["", ":1", "host", "host:", "host:x", "host:65536", "a:b:1"])

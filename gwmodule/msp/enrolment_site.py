@@ -28,7 +28,7 @@ from aiohttp import web
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from gwmodule.config import SERVICE_NAME, split_address
+from gwmodule.config import SERVICE_NAME, join_address, split_address
 from gwmodule.errors import ConfigError, GatewayError
 from gwmodule.flood import FloodLimit
 from gwmodule.msp.acceptor import listening_socket
@@ -134,7 +134,7 @@ class EnrolmentSite:
         try:
             self._socket = listening_socket(host, port)
         except OSError as exc:
-            raise ConfigError(f"{host}:{port}", "enrol", exc.strerror or str(exc)) from exc
+            raise ConfigError(join_address(host, port), "enrol", exc.strerror or str(exc)) from exc
 
     async def run(self) -> None:
         """After `listen`, until cancelled."""
@@ -194,11 +194,11 @@ class EnrolmentSite:
             replace=replace,
         )
         host = next((name for name in names if name != SERVICE_NAME), self._options.host)
-        host = f"[{host}]" if ":" in host else host
+        site = join_address(host, self.port)
         pin = fingerprint(self._authority.certificate)
         # Through a pipe of the shell: what is in an argument list, every local user can read.
         command = (
-            f"echo {invited.token} | gwmodule provision --msp {host}:{self.port}"
+            f"echo {invited.token} | gwmodule provision --msp {site}"
             f" --ca-fingerprint {pin} --gateway-id {gateway} --token-file -"
         )
         return {
@@ -206,7 +206,7 @@ class EnrolmentSite:
             "token": invited.token,
             "expires": _iso(invited.expires),
             "caFingerprint": pin,
-            "enrolment": f"{host}:{self.port}",
+            "enrolment": site,
             "command": command,
         }
 

@@ -17,6 +17,7 @@ from typing import Any
 from aiohttp import web
 
 from gwmodule import __version__
+from gwmodule.config import join_address
 from gwmodule.errors import Code, ConfigError
 from gwmodule.msp.accounts import Accounts
 from gwmodule.msp.api import MAX_BODY, SHUTDOWN_TIMEOUT, Api, ApiOptions, Parts
@@ -191,11 +192,11 @@ async def _run_until_signal(
                 site.listen()
                 strangers.append(site.callers.strangers)
                 faces.append(group.create_task(site.run(), name="enrolment"))
-                log.info("enrolling", address=f"{site.host}:{site.port}")
+                log.info("enrolling", address=join_address(site.host, site.port))
             api.metrics.strangers(strangers)
             log.info(
                 "listening",
-                gateways=f"{options.host}:{listener.port}",
+                gateways=join_address(options.host, listener.port),
                 api=options.api,
                 http=http.port if http else "off",
                 state=options.state,
@@ -203,7 +204,7 @@ async def _run_until_signal(
                 pid=os.getpid(),
             )
             notifier.feed_watchdog()
-            notifier.ready(f"gateways on {options.host}:{listener.port}")
+            notifier.ready(f"gateways on {join_address(options.host, listener.port)}")
             await stop.wait()
             notifier.stopping()
             for face in faces:
@@ -232,7 +233,7 @@ def _http_port(options: HttpOptions, runner: web.AppRunner, api: Api) -> HttpPor
 def _startup_error(error: BaseException, options: ServerOptions) -> BaseException:
     if isinstance(error, OSError):
         problem = error.strerror or str(error)
-        return ConfigError(f"{options.host}:{options.port}", "listen", problem)
+        return ConfigError(join_address(options.host, options.port), "listen", problem)
     return error
 
 
