@@ -15,8 +15,9 @@ put() { # MODE FILE TARGET
 	install -D -m "$1" "$2" "$root/$3"
 }
 
-# The simulator is for developers.
-find gwmodule -path gwmodule/sim -prune -o -type f ! -name '*.pyc' -print | while read -r file; do
+# The simulator is for developers, and axe for the tests of the console.
+find gwmodule \( -path gwmodule/sim -o -path '*/node_modules/axe-core' \) -prune -o \
+	-type f ! -name '*.pyc' -print | while read -r file; do
 	put 644 "$file" "lib/gwmodule/$file"
 done
 
