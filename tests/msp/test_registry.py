@@ -235,9 +235,14 @@ async def test_in_setup_the_newest_hello_of_its_gateway_wins(registry: Registry)
     assert (device.mac, device.address, device.contested) == (MAC2, IP2, False)
 
 
-async def test_a_claim_from_another_gateway_is_contested_even_in_setup(registry: Registry) -> None:
+@pytest.mark.parametrize(
+    "claim", [hello(), answer(uuid=PC, state=Provisioning.PRE)], ids=["hello", "presence"]
+)
+async def test_a_claim_from_another_gateway_is_contested_even_in_setup(
+    registry: Registry, claim: Observation
+) -> None:
     await tell(registry, hello(), 100.0)
-    await tell(registry, hello(), 110.0, gateway="home2")
+    await tell(registry, claim, 110.0, gateway="home2")
     device = await known(registry)
     assert (device.gateway, device.contested, device.claim_gateway) == ("home1", True, "home2")
 
@@ -258,6 +263,13 @@ async def test_words_never_move_a_managed_device(
     assert (device.gateway, device.mac, device.address, device.pin) == ("home1", MAC, IP, PIN)
     assert (device.claim_gateway, device.claim_mac) == (gateway, MAC2)
     assert (await actions(registry)).count("device.contested") == 1
+
+
+async def test_to_have_no_certificate_either_proves_nothing(registry: Registry) -> None:
+    await tell(registry, answer(uuid=PC), 100.0)
+    await tell(registry, answer(mac=MAC2, address=IP2, uuid=PC), 110.0)
+    device = await known(registry)
+    assert (device.mac, device.contested, device.claim_mac) == (MAC, True, MAC2)
 
 
 async def test_an_old_claim_from_elsewhere_is_not_even_a_claim(registry: Registry) -> None:
