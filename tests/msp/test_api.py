@@ -6,11 +6,13 @@ import socket
 import stat
 from http import HTTPStatus
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
 import aiohttp
 import pytest
+from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -348,6 +350,33 @@ async def test_a_request_that_was_broken_off_does_not_act_again(service: Service
         (504, "OUTCOME_UNKNOWN"),
     ]
     assert len(service.session.calls) == 1
+
+
+async def test_a_repetition_that_gives_up_waiting_costs_the_first_request_nothing(
+    service: Service,
+) -> None:
+    async def read() -> bytes:
+        return b""
+
+    http = SimpleNamespace(
+        headers={"Idempotency-Key": "k"}, method="POST", path="/api/v1/x", read=read
+    )
+    asked: Any = SimpleNamespace(tenant="default", actor="anna", http=http)
+    go = asyncio.Event()
+
+    async def act() -> web.Response:
+        await go.wait()
+        return web.Response(body=b"done")
+
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(service.api.calls.once(asked, act))
+        await asyncio.sleep(0)
+        again = group.create_task(service.api.calls.once(asked, act))
+        await asyncio.sleep(0)
+        again.cancel()
+        await asyncio.wait([again])
+        go.set()
+    assert first.result().body == b"done"
 
 
 async def test_a_key_belongs_to_one_request_and_is_bounded(service: Service) -> None:
