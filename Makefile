@@ -80,7 +80,7 @@ format: $(STAMP) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench-quick: setup ## the parts of it that have a bar, in two minutes, noisier (needs root)
+bench-quick: setup ## the parts of bench that have a bar, in two minutes, noisier (needs root)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m tests.bench --quick
 
