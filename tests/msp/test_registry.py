@@ -7,7 +7,7 @@ import pytest
 from gwmodule.msp import tables
 from gwmodule.msp.database import Database, StatementError
 from gwmodule.msp.observations import Observations
-from gwmodule.msp.records import Device, Gateway, Origin, Seen, State
+from gwmodule.msp.records import Device, Gateway, Host, Origin, Seen, State
 from gwmodule.msp.registry import LinkDown, LinkUp, Observed, Registry, RegistryConflict
 from gwmodule.wire.frames import TlsMode
 from gwmodule.wire.notices import (
@@ -386,6 +386,50 @@ async def test_the_end_of_a_lease_is_kept_with_the_host(registry: Registry) -> N
     host = await registry.host("home1", MAC)
     assert host is not None
     assert host.lease_until == 110.0
+
+
+async def host_of(registry: Registry) -> Host:
+    host = await registry.host("home1", MAC)
+    assert host is not None
+    return host
+
+
+@pytest.mark.parametrize(
+    ("late", "at"),
+    [
+        (answer(realm="Digest:old", state=Provisioning.PRE), 90.0),
+        (LeaseEnd(MAC, IP), 90.0),
+        (LeaseEnd(MAC, IP2), 110.0),
+        (Gone(MAC, IP), 90.0),
+        (Gone(MAC, IP2), 110.0),
+    ],
+    ids=["older answer", "end of an older lease", "of another's", "gone before", "from elsewhere"],
+)
+async def test_what_is_late_or_of_another_address_changes_neither_host_nor_device(
+    registry: Registry, late: Observation, at: float
+) -> None:
+    await tell(registry, Lease(MAC, IP, 3600, "pc"), 100.0)
+    await tell(registry, answer(uuid=PC), 100.0)
+    before = await host_of(registry), await known(registry)
+    await tell(registry, late, 120.0, age=120.0 - at)
+    assert (await host_of(registry), await known(registry)) == before
+
+
+async def test_a_hello_from_before_the_last_login_does_not_unmanage_a_device(
+    registry: Registry,
+) -> None:
+    await tell(registry, answer(uuid=PC), 100.0)
+    await registry.call_succeeded(PC, 200.0)
+    await tell(registry, hello(), 210.0, age=60.0)
+    assert (await known(registry)).state is State.MANAGED
+
+
+async def test_a_host_that_answers_in_plain_keeps_the_certificate_it_showed(
+    registry: Registry,
+) -> None:
+    await tell(registry, answer(pin=PIN), 100.0)
+    await tell(registry, answer(), 110.0)
+    assert (await host_of(registry)).pin == PIN
 
 
 async def test_hostile_host_names_are_stored_as_text_and_bounded(registry: Registry) -> None:
