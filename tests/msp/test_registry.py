@@ -388,6 +388,27 @@ async def test_the_end_of_a_lease_is_kept_with_the_host(registry: Registry) -> N
     assert host.lease_until == 110.0
 
 
+async def test_a_device_that_moves_in_setup_keeps_the_certificate_it_showed(
+    registry: Registry,
+) -> None:
+    await tell(registry, answer(uuid=PC, pin=PIN, state=Provisioning.PRE), 100.0)
+    await tell(registry, hello(mac=MAC2, address=IP2), 110.0)
+    device = await known(registry)
+    assert (device.mac, device.pin) == (MAC2, PIN)
+
+
+async def test_unpinning_forgets_claims_and_how_the_device_was_spoken_to(
+    registry: Registry,
+) -> None:
+    await tell(registry, answer(uuid=PC, pin=PIN), 100.0)
+    await registry.call_succeeded(PC, 105.0, tls=TlsMode.LEGACY)
+    await tell(registry, hello(mac=MAC2), 110.0, gateway="home2")
+    assert (await known(registry)).contested
+    device = await registry.unpin(PC, 120.0, actor="anna")
+    assert device is not None
+    assert (device.contested, device.tls, device.realm) == (False, TlsMode.AUTO, "")
+
+
 async def host_of(registry: Registry) -> Host:
     host = await registry.host("home1", MAC)
     assert host is not None
