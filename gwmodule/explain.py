@@ -24,16 +24,21 @@ from uuid import UUID
 from gwmodule.amt import presence
 from gwmodule.amt.connection import (
     NO_PIN,
-    WSMAN_HTTP,
-    WSMAN_HTTPS,
     HandshakeFailed,
     HttpConnection,
     connect_plain,
     connect_tls,
     legacy_context,
 )
-from gwmodule.capture.rmcp import RMCP_PORT
 from gwmodule.errors import BadArgument, Code, DeviceUnreachable, GatewayError, PolicyRefused
+from gwmodule.ports import (
+    AMT_PORTS,
+    REDIRECTION_TCP,
+    REDIRECTION_TLS,
+    RMCP_PORT,
+    WSMAN_HTTP,
+    WSMAN_HTTPS,
+)
 from gwmodule.wire.notices import NO_MAC, NO_UUID, Provisioning, format_mac, parse_mac
 
 # All of it: under the control socket's ten seconds, and the parts add up to less.
@@ -49,7 +54,6 @@ MAX_DEVICE_TEXT = 64
 _RESTART = "try again; if it stays so, take the PC off mains power for a minute: its ME hangs"
 _VERSION = re.compile(r"\d+(?:\.\d+)+")
 _OLD_TLS = ("TLSv1", "TLSv1.1")
-_PORTS = (WSMAN_HTTP, WSMAN_HTTPS, *presence.REDIRECTION_PORTS)
 
 
 class Result(enum.StrEnum):
@@ -333,7 +337,7 @@ class _Checklist:
         """All ports and the presence ping at once: silence costs its time only once."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._ping(), name="explain-ping")
-            for port in _PORTS:
+            for port in AMT_PORTS:
                 tasks.create_task(self._dial(port), name=f"explain-{port}")
 
     async def _ping(self) -> None:
@@ -508,8 +512,8 @@ class _Checklist:
             self._ok("uuid", str(known))
 
     def _redirection(self) -> None:
-        found = self._states(*presence.REDIRECTION_PORTS)
-        if any(map(self._is_open, presence.REDIRECTION_PORTS)):
+        found = self._states(REDIRECTION_TCP, REDIRECTION_TLS)
+        if any(map(self._is_open, (REDIRECTION_TCP, REDIRECTION_TLS))):
             self._ok("redirection", found)
         else:
             self._note(

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gwmodule.amt.presence import REDIRECTION_PORTS
 from gwmodule.config import Config
 from gwmodule.errors import BadArgument, Code, DeviceUnreachable, PolicyRefused
 from gwmodule.explain import Explainer, Result, Target, parse_target
@@ -301,7 +300,3 @@ async def test_an_msp_that_names_no_pc_is_not_told_who_is_at_an_address(mac: byt
     with pytest.raises(PolicyRefused) as refused:
         await relay._explain_to_msp(call)
     assert refused.value.rule == "unknown-mac"
-
-
-def test_every_port_of_redirection_is_looked_at() -> None:
-    assert REDIRECTION_PORTS == (16994, 16995)

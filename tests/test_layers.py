@@ -16,7 +16,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Lowest first. The longest matching name decides.
 LAYERS: dict[str, tuple[str, ...]] = {
-    "base": ("gwmodule", "gwmodule.errors", "gwmodule.config", "gwmodule.files", "gwmodule.uci"),
+    "base": (
+        "gwmodule",
+        "gwmodule.errors",
+        "gwmodule.config",
+        "gwmodule.files",
+        "gwmodule.ports",
+        "gwmodule.uci",
+    ),
     "protocols": (
         "gwmodule.wire",
         "gwmodule.amt",

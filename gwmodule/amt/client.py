@@ -28,8 +28,6 @@ from typing import Any, TypeAlias
 from gwmodule.amt import wsman
 from gwmodule.amt.connection import (
     NO_PIN,
-    WSMAN_HTTP,
-    WSMAN_HTTPS,
     WSMAN_PATH,
     ConnectionLost,
     HandshakeFailed,
@@ -52,6 +50,7 @@ from gwmodule.errors import (
     GatewayError,
     TlsPinMismatch,
 )
+from gwmodule.ports import WSMAN_HTTP, WSMAN_HTTPS
 from gwmodule.wire.frames import TlsMode
 from gwmodule.wire.messages import Credential
 

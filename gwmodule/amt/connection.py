@@ -22,8 +22,6 @@ import h11
 from gwmodule.amt.wsman import MAX_ANSWER
 from gwmodule.errors import DeviceAnswerError, DeviceUnreachable, TlsPinMismatch
 
-WSMAN_HTTP = 16992
-WSMAN_HTTPS = 16993
 WSMAN_PATH = "/wsman"
 NO_PIN = bytes(32)
 

@@ -19,19 +19,17 @@ from ipaddress import IPv4Address
 
 from gwmodule.amt import wsman
 from gwmodule.amt.connection import (
-    WSMAN_HTTP,
-    WSMAN_HTTPS,
     HttpConnection,
     connect_plain,
     connect_tls,
     legacy_context,
 )
 from gwmodule.amt.digest import parse_challenge
-from gwmodule.capture.rmcp import RMCP_PORT, Pong, build_presence_ping, parse_pong
+from gwmodule.capture.rmcp import Pong, build_presence_ping, parse_pong
 from gwmodule.errors import DeviceAnswerError, GatewayError
+from gwmodule.ports import REDIRECTION_TCP, REDIRECTION_TLS, RMCP_PORT, WSMAN_HTTP, WSMAN_HTTPS
 from gwmodule.wire.notices import Presence, Provisioning
 
-REDIRECTION_PORTS = (16994, 16995)
 # Pings in one probe: UDP gets lost, and the first may only have woken the ME.
 PINGS = 3
 _MAX_PONG = 1500
@@ -58,7 +56,7 @@ async def probe(
             tasks.create_task(probing.ping(), name="ping")
             tasks.create_task(probing.ask_plain(), name="http")
             tasks.create_task(probing.ask_tls(), name="https")
-            for port in REDIRECTION_PORTS:
+            for port in (REDIRECTION_TCP, REDIRECTION_TLS):
                 tasks.create_task(probing.look(port), name=f"port-{port}")
     return probing.result()
 

@@ -17,9 +17,10 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from gwmodule.ports import HELLO_PORT
+
 DHCP_SERVER_PORT = 67
 DHCP_CLIENT_PORT = 68
-HELLO_PORT = 9971
 
 # The most of a frame the kernel hands over. A Hello of the maximum size (8 KiB) that receive
 # offload has merged into one segment fits; a larger frame is refused by its own length field.

@@ -28,9 +28,9 @@ from construct import (
     Struct,
 )
 
-from gwmodule.capture.bpf import HELLO_PORT
 from gwmodule.capture.packet import FIN, RST, SYN, TcpSegment
 from gwmodule.errors import GatewayError
+from gwmodule.ports import HELLO_PORT
 from gwmodule.wire.notices import MAX_HELLO, Hello, Source
 
 VERSION_PSK = 2

@@ -19,9 +19,9 @@ from construct import (
     Struct,
 )
 
+from gwmodule.ports import WSMAN_HTTP, WSMAN_HTTPS
 from gwmodule.wire.notices import Provisioning
 
-RMCP_PORT = 623
 MAX_TAG = 0xFE  # 0xff means "no answer wanted".
 
 IANA_ASF = 0x11BE
@@ -57,9 +57,6 @@ PRESENCE_PONG = Struct(
 )
 _PONG_HEAD = 12
 _INTEL_PART = 8  # Enterprise number, port, version, state: what `length` must at least cover.
-
-WSMAN_HTTP = 16992
-WSMAN_HTTPS = 16993
 
 
 @dataclass(slots=True)

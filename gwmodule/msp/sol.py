@@ -24,9 +24,8 @@ from gwmodule.amt.sol import SolClient, SolClosed, SolControls, SolData, SolOpen
 from gwmodule.errors import ChannelReset, Code, GatewayError
 from gwmodule.msp.subprotocol import first_leaf
 from gwmodule.msp.tls import ByteStream, TlsStream
+from gwmodule.ports import REDIRECTION_TCP, REDIRECTION_TLS
 
-REDIRECTION_TCP = 16994
-REDIRECTION_TLS = 16995
 # An ME of 2008 needs almost two seconds for its RSA operation.
 HANDSHAKE_TIMEOUT = 15.0
 CHUNK = 4096

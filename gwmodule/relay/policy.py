@@ -14,10 +14,9 @@ from typing import Any, NoReturn
 from gwmodule.config import Config
 from gwmodule.errors import PolicyRefused
 from gwmodule.lan.model import LanModel
+from gwmodule.ports import AMT_PORTS
 from gwmodule.wire.notices import NO_MAC, format_mac
 
-# AMT's registered ports: WS-Man 16992 and 16993, redirection 16994 and 16995.
-AMT_PORTS = frozenset(range(16992, 16996))
 # What the MSP and its technician are told, word for word.
 LOCKED_DOWN = "locked down at the gateway"
 
@@ -67,7 +66,7 @@ class Policy:
 
     def __init__(self, config: Config, lockdown: Lockdown | None = None) -> None:
         self._lan = config.lan.interface
-        self._ports = AMT_PORTS | {int(port) for port in config.streams.extra_ports}
+        self._ports = frozenset(AMT_PORTS) | {int(port) for port in config.streams.extra_ports}
         # Refusals by rule since the start.
         self.counters = {rule.value: 0 for rule in Rule}
         self.lockdown = lockdown or Lockdown(config.relay.lockdown)

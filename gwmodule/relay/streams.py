@@ -17,6 +17,7 @@ from typing import Protocol
 
 from gwmodule.amt.hold import DeviceHold
 from gwmodule.errors import Code, DeviceUnreachable, PolicyRefused
+from gwmodule.ports import REDIRECTION_TCP
 from gwmodule.telemetry import Counters, EventLog
 from gwmodule.wire.messages import StreamTarget
 from gwmodule.wire.mux import Mux
@@ -27,7 +28,6 @@ from gwmodule.wire.notices import format_mac
 _MERGED = 1024
 # One read: a whole frame's payload, and so one frame for what the device sent at once.
 _READ = 16384
-REDIRECTION_TCP = 16994
 
 DialDevice = Callable[[IPv4Address, int, bytes], Awaitable[socket.socket]]
 

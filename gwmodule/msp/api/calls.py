@@ -235,9 +235,8 @@ class Calls:
                 )
 
     async def _stored(self, asked: Asked, place: Place) -> Login | None:
-        if place.device is None:
-            return None
-        stored = await self._vault.load(asked.tenant, place.device.uuid)
+        uuid = place.device.uuid if place.device else None
+        stored = await self._vault.load(asked.tenant, uuid)
         return None if stored is None else Login(stored.username, stored.password, stored.mode)
 
     # Watching and cancelling.

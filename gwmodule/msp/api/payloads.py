@@ -232,7 +232,9 @@ class CallAnswer(Answer):
 
 
 class IdentifyRequest(Request, rename=None):
-    credential: Login
+    """Without a credential the tenant's default login is used, if there is one."""
+
+    credential: Login | None = None
     allow_password: bool = False
     tls: TlsName | None = None
     deadline: Deadline = 30.0

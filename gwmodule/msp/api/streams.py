@@ -25,10 +25,10 @@ from gwmodule.msp.consoles import Consoles
 from gwmodule.msp.records import NO_PIN, Device
 from gwmodule.msp.registry import Registry
 from gwmodule.msp.seam import SessionsSeam
-from gwmodule.msp.sol import REDIRECTION_TCP
 from gwmodule.msp.subprotocol import MAX_MESSAGE, SUBPROTOCOL
 from gwmodule.msp.vault import Vault
 from gwmodule.msp.webrelay import Ending, WebRelay
+from gwmodule.ports import REDIRECTION_TCP
 from gwmodule.telemetry import EventLog
 from gwmodule.wire.messages import StreamTarget
 

@@ -169,17 +169,26 @@ export async function busy(button, act, refused = (error) => notice(error.messag
   }
 }
 
-// Resolves to the form's values, or null when it was left.
-export function dialog({ title, text = "", body = [], confirm = "OK", danger = false }) {
+// Resolves to the form's values, or null when it was left. With `act(values)` it stays open until
+// that has been done, and says why it was not.
+export function dialog({ title, text = "", body = [], confirm = "OK", danger = false, act = null }) {
   return new Promise((resolve) => {
-    const form = h("form", { method: "dialog" },
-      h("h2", {}, title), text && h("p", { id: "effect" }, text), body,
-      h("menu", {},
-        h("button", { type: "button", onclick: () => box.close() }, "Cancel"),
-        h("button", { type: "submit", value: "ok", class: danger ? "danger" : "primary" }, confirm)));
+    const read = () => Object.fromEntries(new FormData(form));
+    const submit = h("button", { type: "submit", value: "ok", class: danger ? "danger" : "primary" }, confirm);
+    const refusal = act && h("p", { class: "error", role: "alert" });
+    const form = h("form", {
+      method: "dialog",
+      onsubmit: act && ((event) => {
+        event.preventDefault();
+        replace(refusal);
+        busy(submit, async () => { await act(read()); box.close("ok"); }, (error) => replace(refusal, error.message));
+      }),
+    },
+    h("h2", {}, title), text && h("p", { id: "effect" }, text), body, refusal,
+    h("menu", {}, h("button", { type: "button", onclick: () => box.close() }, "Cancel"), submit));
     const box = h("dialog", { "aria-label": title, "aria-describedby": text ? "effect" : null }, form);
     box.addEventListener("close", () => {
-      const values = box.returnValue === "ok" ? Object.fromEntries(new FormData(form)) : null;
+      const values = box.returnValue === "ok" ? read() : null;
       box.remove();
       resolve(values);
     });
@@ -222,7 +231,24 @@ export function field(label, name, properties = {}) {
   return h("label", {}, h("span", {}, label), h("input", { name, autocomplete: "off", ...properties }));
 }
 
+export function tick(label, name, properties = {}) {
+  return h("label", { class: "tick" }, h("input", { type: "checkbox", name, ...properties }), h("span", {}, label));
+}
+
 export function choice(label, name, options, value = "") {
   return h("label", {}, h("span", {}, label), h("select", { name },
     options.map(([key, text]) => h("option", { value: key, selected: key === value }, text))));
+}
+
+// Pages that are parts of one: [{path, text, selected}]
+export function tabs(parts) {
+  return h("div", { role: "tablist", class: "tabs", onkeydown: arrowKeys }, parts.map(({ path, text, selected }) =>
+    h("a", { role: "tab", href: `#${path}`, "aria-selected": String(selected), tabindex: selected ? 0 : -1 }, text)));
+}
+
+function arrowKeys(event) {
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (!step) return;
+  const all = [...event.currentTarget.children];
+  all[(all.indexOf(document.activeElement) + step + all.length) % all.length].focus();
 }

@@ -1,10 +1,10 @@
 import { call, get, may, request } from "../api.js";
-import { ago, busy, choice, copy, dialog, facts, field, h, moment, notice, replace, table } from "../dom.js";
+import { ago, busy, choice, copy, dialog, facts, field, h, moment, notice, replace, table, tabs } from "../dom.js";
 import { size, time, words } from "../format.js";
 import { keepFresh } from "../live.js";
 import { go, mount, problem } from "../router.js";
 import { auditTable } from "./audit.js";
-import { contested, nameOf, presenceMark, tags } from "./devices.js";
+import { contested, nameOf, presenceMark, tagList } from "./devices.js";
 
 const TABS = { overview: "Overview", inventory: "Inventory", events: "Event log", explain: "Explain", audit: "Audit" };
 // What needs the device, or is about people, is for technicians.
@@ -38,21 +38,13 @@ export async function deviceView(main, guid, tab = "overview") {
     h("div", { class: "heading" },
       h("h1", {}, name), mark,
       h("a", { class: "button primary", href: `#/devices/${guid}/terminal` }, "Terminal")),
-    h("div", { role: "tablist", class: "tabs", onkeydown: arrowKeys }, Object.entries(TABS).filter(([key]) => ALL_MAY.has(key) || may("technician")).map(([key, text]) =>
-      h("a", { role: "tab", href: `#/devices/${guid}/${key}`, "aria-selected": String(key === tab), tabindex: key === tab ? 0 : -1 }, text))),
+    tabs(Object.entries(TABS).filter(([key]) => ALL_MAY.has(key) || may("technician"))
+      .map(([key, text]) => ({ path: `/devices/${guid}/${key}`, text, selected: key === tab }))),
     pane);
   const view = { overview, inventory, events: eventLog, explain, audit }[tab] ?? overview;
   const draw = () => view(pane, device).catch((error) => replace(pane, problem(error, draw)));
   draw();
   return keepFresh(async () => replace(mark, marks(await get(`/api/v1/devices/${guid}`))), { kinds: [], every: 10000 });
-}
-
-function arrowKeys(event) {
-  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (!step) return;
-  const all = [...event.currentTarget.children];
-  const next = all[(all.indexOf(document.activeElement) + step + all.length) % all.length];
-  next.focus();
 }
 
 // ---- overview: the record, power, one-time boot, login, tags
@@ -188,7 +180,7 @@ function login(device, stored, again) {
 
 function label(device) {
   if (!may("technician") && !device.tags?.length) return null;
-  const shown = h("p", {}, tags(device.tags ?? []));
+  const shown = h("p", {}, tagList(device.tags ?? []));
   const form = h("form", {
     class: "panel",
     onsubmit: async (event) => {
@@ -197,7 +189,7 @@ function label(device) {
       const friendlyName = form.elements.friendlyName.value.trim();
       await busy(event.submitter, async () => {
         await request("PATCH", "/api/v1/devices", { guid: device.guid, tags: list, friendlyName });
-        replace(shown, tags(list));
+        replace(shown, tagList(list));
         notice("Saved.");
       });
     },
