@@ -66,6 +66,8 @@ _MAX_SERVER = 255
 # Larger answers are parsed beside the loop: the worst one within all limits takes a tenth of a
 # second, and a keystroke does not wait for it.
 _PARSED_AT_ONCE = 64 * 1024
+# HTTP/1.1 wants one; no firmware looks at it.
+_HOST = ("Host", "amt")
 _SOAP_HEADERS = [("Content-Type", "application/soap+xml;charset=UTF-8")]
 _SOAP_TYPES = ("application/soap+xml", "text/xml", "application/xml")
 
@@ -110,7 +112,7 @@ class WsmanClient:
 
     `dial(port)` returns a connected, non-blocking socket to the device. `pin` is the SHA-256 of the
     device's TLS leaf, zero when it is not known yet. `deadline` is loop time: every operation ends
-    by then, with DeadlineExceeded. `host` is the Host header, which no firmware looks at.
+    by then, with DeadlineExceeded.
     `parsing` is shared by clients of one loop: a storm of answers is parsed one in a turn of it.
     `ask` gets cnonce and responses for a credential of mode CHALLENGE.
 
@@ -127,7 +129,6 @@ class WsmanClient:
         pin: bytes = NO_PIN,
         deadline: float,
         ask: Ask | None = None,
-        host: str = "amt",
         parsing: asyncio.Lock | None = None,
         cnonce: Callable[[], str] = partial(secrets.token_hex, 16),  # noqa: B008
     ) -> None:
@@ -136,7 +137,6 @@ class WsmanClient:
         self._tls = tls
         self._pin = pin
         self._deadline = deadline
-        self._host = host
         self._ask = ask
         self._login = Authenticator(credential, cnonce)
         self._connection: HttpConnection | None = None
@@ -174,11 +174,6 @@ class WsmanClient:
         """Returns the instance as the device now has it."""
         request = wsman.put(cls, self._next_id(), properties, selectors)
         return (await self._exchange(f"Put {cls}", request)).body
-
-    async def create(self, cls: str, properties: Mapping[str, Value]) -> Instance:
-        """Returns the reference to the new instance."""
-        request = wsman.create(cls, self._next_id(), properties)
-        return (await self._exchange(f"Create {cls}", request)).body
 
     async def delete(self, cls: str, selectors: Mapping[str, str]) -> None:
         request = wsman.delete(cls, self._next_id(), selectors)
@@ -300,7 +295,7 @@ class WsmanClient:
     async def _post(
         self, connection: HttpConnection, path: str, headers: Headers, body: bytes
     ) -> HttpAnswer:
-        headers = [("Host", self._host), *headers]
+        headers = [_HOST, *headers]
         authorization = self._login.authorize("POST", path, body)
         if authorization:
             headers.append(("Authorization", authorization))

@@ -208,9 +208,6 @@ class EoiDevice:
     ) -> Instance:
         raise _eoi_only(cls)
 
-    async def create(self, cls: str, properties: Mapping[str, Value]) -> Instance:
-        raise _eoi_only(cls)
-
     async def delete(self, cls: str, selectors: Mapping[str, str]) -> None:
         raise _eoi_only(cls)
 

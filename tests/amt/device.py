@@ -48,9 +48,6 @@ class FakeDevice:
         self.instances[cls][0] |= written
         return dict(self.instances[cls][0])
 
-    async def create(self, cls: str, properties: Mapping[str, Value]) -> Instance:
-        raise absent()
-
     async def delete(self, cls: str, selectors: Mapping[str, str]) -> None:
         self.asked.append(("delete", cls))
         self.arguments.append(selectors)

@@ -129,7 +129,6 @@ async def test_the_power_functions_do_not_notice() -> None:
 OTHER: list[Callable[[EoiDevice], Awaitable[object]]] = [
     lambda device: device.get("CIM_Chassis"),
     lambda device: device.put("CIM_Chassis", {}),
-    lambda device: device.create("CIM_Chassis", {}),
     lambda device: device.delete("CIM_Chassis", {}),
     lambda device: device.enumerate("CIM_Chassis"),
     lambda device: device.invoke("AMT_SetupAndConfigurationService", "GetUuid"),

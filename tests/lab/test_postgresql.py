@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -21,12 +20,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[postgres.Server]:
-    programs = postgres.programs()
-    if programs is None:
-        if "CI" in os.environ:
-            pytest.fail("CI must have the Debian package postgresql", pytrace=False)
-        pytest.skip("not installed: postgresql")
-    server = postgres.Server(programs)
+    server = postgres.Server(postgres.required())
     try:
         server.start()
         yield server
