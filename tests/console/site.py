@@ -19,7 +19,8 @@ from playwright.sync_api import Locator, Page, expect
 
 from gwmodule.sim.control import request
 from gwmodule.sim.hosts import wait_until
-from gwmodule.sim.services import MSP_STATE, PASSWORD, USER, UUIDS, System, control_path
+from gwmodule.sim.services import GATEWAY, MSP_STATE, PASSWORD, USER, UUIDS, System, control_path
+from gwmodule.sim.topology import MACS
 
 # Options of a browser's context -> a page in a new one.
 NewPage: TypeAlias = Callable[..., Page]
@@ -59,9 +60,12 @@ class Site:
             user = {"name": name, "role": role, "password": USER_PASSWORD}
             self.ask("POST", "/api/v1/users", user)
         for pc in UUIDS:
-            login = {"username": USER, "password": PASSWORD}
-            self.ask("PUT", f"/api/v1/devices/{UUIDS[pc]}/credential", login)
-            wait_until(f"the host name of {pc}", partial(self._has_name, pc), 30)
+            self.prepare_login(pc)
+
+    def prepare_login(self, pc: str) -> None:
+        login = {"username": USER, "password": PASSWORD}
+        self.ask("PUT", f"/api/v1/devices/{UUIDS[pc]}/credential", login)
+        wait_until(f"the host name of {pc}", partial(self._has_name, pc), 30)
 
     def _has_name(self, pc: str) -> bool:
         """Its lease may have been given before the gateway listened: let it be renewed."""
@@ -99,6 +103,15 @@ def named(pc: str, name: str) -> Iterator[None]:
     rename(name)
     yield
     rename(pc)
+
+
+def candidate() -> dict[str, Any]:
+    """A host as the API shows it that has told its gateway no more than that it is AMT."""
+    return {
+        "gateway": GATEWAY, "mac": MACS["pc3"], "address": "192.0.2.7", "hostname": "till-7",
+        "connectionStatus": True, "provisioning": "post", "ports": [16992], "realm": "",
+        "server": "", "pin": None, "lastAnswer": None, "leaseUntil": None, "gone": None,
+    }  # fmt: skip
 
 
 def sign_in(page: Page, user: str = "bob") -> None:

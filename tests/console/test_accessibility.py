@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from gwmodule.sim.services import UUIDS
-from tests.console.site import URL, NewPage, Site, connect, hang_up, sees, sign_in
+from tests.console.site import URL, NewPage, Site, candidate, connect, hang_up, sees, sign_in
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
 
@@ -55,6 +55,13 @@ def test_every_page_can_be_used_by_everybody(
     judge(page, "devices")
     page.get_by_label("Search devices").fill("no such device")
     judge(page, "no device")
+    page.route("**/api/v1/candidates", lambda route: route.fulfill(json=[candidate()]))
+    page.get_by_role("tab", name="Found, not identified yet").click()
+    page.get_by_role("button", name="Identify till-7").click()
+    expect(page.get_by_label("AMT password")).to_be_visible()
+    judge(page, "identify")
+    page.keyboard.press("Escape")
+    judge(page, "found")
     page.goto(f"{URL}/#/devices/{UUIDS['pc1']}")
     expect(page.locator(".state .value")).to_have_text("on", timeout=20_000)
     judge(page, "device")

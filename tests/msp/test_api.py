@@ -406,6 +406,20 @@ async def test_a_candidate_is_identified_by_its_login(service: Service) -> None:
     assert await service.client.request("GET", "/api/v1/candidates") == []
 
 
+async def test_a_candidate_is_identified_by_the_default_login_when_none_is_brought(
+    service: Service,
+) -> None:
+    await service.tell(presence(mac=bytes.fromhex("020000000007"), uuid=None))
+    await service.client.request("PUT", "/api/v1/credential", LOGIN)
+    uuid = "00112233-4455-6677-8899-aabbccddeeff"
+    service.session.answer = answer(Code.OK, {"uuid": uuid, "realm": "Digest:new"})
+    path = "/api/v1/candidates/home1/02-00-00-00-00-07/identify"
+    await service.client.request("POST", path, {})
+    credential = service.session.credential
+    assert (credential.mode, credential.username) == (CredentialMode.HA1, "admin")
+    assert credential.secret == ha1("admin", REALM, "P@ssw0rd")
+
+
 @pytest.mark.parametrize("body", [{}, {"uuid": "x"}, {"uuid": str(PC)[:-1]}, [1], {"uuid": 1}])
 async def test_a_candidate_that_tells_no_uuid_stays_one(service: Service, body: object) -> None:
     await service.tell(presence(mac=bytes.fromhex("020000000007"), uuid=None))

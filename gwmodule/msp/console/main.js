@@ -2,6 +2,7 @@ import { askOtherTabs, claims, may, sessionEnded, signedIn, signOut, whenSignedO
 import { h, replace } from "./dom.js";
 import { leave, newMain, route, show } from "./router.js";
 import { auditView } from "./views/audit.js";
+import { candidatesView } from "./views/candidates.js";
 import { deviceView } from "./views/device.js";
 import { devicesView } from "./views/devices.js";
 import { gatewaysView } from "./views/gateways.js";
@@ -11,6 +12,7 @@ import { usersView } from "./views/users.js";
 
 const GUID = "([0-9a-f-]{36})";
 route(/^\/devices\/?$/, devicesView, "Devices");
+route(/^\/devices\/found$/, candidatesView, "Found, not identified yet");
 route(new RegExp(`^/devices/${GUID}/terminal$`), terminalView, "Terminal");
 route(new RegExp(`^/devices/${GUID}(?:/([a-z]+))?$`), deviceView, "Device");
 route(/^\/gateways$/, gatewaysView, "Gateways");

@@ -4,7 +4,7 @@ import { size, time, words } from "../format.js";
 import { keepFresh } from "../live.js";
 import { go, mount, problem } from "../router.js";
 import { auditTable } from "./audit.js";
-import { contested, nameOf, presenceMark, tagList } from "./devices.js";
+import { contested, nameOf, presenceMark, tags } from "./devices.js";
 
 const TABS = { overview: "Overview", inventory: "Inventory", events: "Event log", explain: "Explain", audit: "Audit" };
 // What needs the device, or is about people, is for technicians.
@@ -180,7 +180,7 @@ function login(device, stored, again) {
 
 function label(device) {
   if (!may("technician") && !device.tags?.length) return null;
-  const shown = h("p", {}, tagList(device.tags ?? []));
+  const shown = h("p", {}, tags(device.tags ?? []));
   const form = h("form", {
     class: "panel",
     onsubmit: async (event) => {
@@ -189,7 +189,7 @@ function label(device) {
       const friendlyName = form.elements.friendlyName.value.trim();
       await busy(event.submitter, async () => {
         await request("PATCH", "/api/v1/devices", { guid: device.guid, tags: list, friendlyName });
-        replace(shown, tagList(list));
+        replace(shown, tags(list));
         notice("Saved.");
       });
     },

@@ -1,5 +1,5 @@
 import { get, may } from "../api.js";
-import { ago, h, liveTable, replace, visible } from "../dom.js";
+import { ago, h, liveTable, replace, tabs, visible } from "../dom.js";
 import { presence, shortGuid } from "../format.js";
 import { keepFresh } from "../live.js";
 import { mount } from "../router.js";
@@ -7,10 +7,13 @@ import { mount } from "../router.js";
 // What a person can look through; the search narrows the rest down.
 const SHOWN = 500;
 const FETCHED = 10000;
+export const CANDIDATES = "/api/v1/candidates";
+const FOUND = "/devices/found";
 let lastSearch = "";
 
 export async function devicesView(main) {
   let devices = [];
+  let found = 0;
   const summary = h("span", { class: "summary", role: "status" });
   const list = liveTable(COLUMNS, { key: (d) => d.guid, also: (d) => presence(d).class, limit: SHOWN });
   const search = h("input", {
@@ -19,15 +22,20 @@ export async function devicesView(main) {
     onkeydown: (event) => { if (event.key === "Enter") open(); },
   });
 
+  const parts = deviceTabs("registered");
+
   const load = async () => {
-    devices = (await get(`/api/v1/devices?$top=${FETCHED}&$count=true`)).data;
+    const [answer, candidates] = await Promise.all([get(`/api/v1/devices?$top=${FETCHED}&$count=true`), get(CANDIDATES)]);
+    devices = answer.data;
+    found = candidates.length;
+    parts.count(found);
     draw();
   };
   const draw = () => {
-    const found = devices.filter(matcher(lastSearch));
+    const matching = devices.filter(matcher(lastSearch));
     const connected = devices.filter((device) => device.connectionStatus).length;
-    replace(summary, devices.length > 0 && `${found.length} of ${devices.length}, ${connected} connected${found.length > SHOWN ? `; the first ${SHOWN} are shown` : ""}`);
-    list.update(found, devices.length ? "No device matches." : firstSteps());
+    replace(summary, devices.length > 0 && `${matching.length} of ${devices.length}, ${connected} connected${matching.length > SHOWN ? `; the first ${SHOWN} are shown` : ""}`);
+    list.update(matching, devices.length ? "No device matches." : firstSteps(found));
   };
   // The one that is meant, or the first of several to choose from.
   const open = () => {
@@ -36,19 +44,31 @@ export async function devicesView(main) {
     else links[0]?.focus();
   };
   await load();
-  mount(main, h("div", { class: "heading" }, h("h1", {}, "Devices"), summary, search), list.element);
+  mount(main, h("div", { class: "heading" }, h("h1", {}, "Devices"), summary, search), parts.element, list.element);
   // On a telephone the keyboard would hide the list.
   if (matchMedia("(pointer: fine)").matches) search.focus();
   return keepFresh(load, { kinds: ["device", "gateway"], every: 30000 });
 }
 
-const firstSteps = () => [
+// The registered ones and those that only answer: `count` says of how many.
+export function deviceTabs(selected) {
+  const number = h("span");
+  return {
+    element: tabs([
+      { path: "/devices", text: "Registered", selected: selected === "registered" },
+      { path: FOUND, text: ["Found, not identified yet", number], selected: selected === "found" },
+    ]),
+    count(found) { replace(number, found > 0 && ` (${found})`); },
+  };
+}
+
+const firstSteps = (found) => [
   h("p", {}, "No device has registered yet. First ", may("admin") ? h("a", { href: "#/gateways" }, "enrol a gateway") : "an admin enrols a gateway",
     " beside the PCs. Once its link is up:"),
   h("ul", {},
     h("li", {}, "A PC whose AMT is new registers by itself when its setup server is the gateway’s address."),
-    h("li", {}, "A PC whose AMT has a login already is found by the gateway: ", h("code", {}, "gwmodule-msp candidates"),
-      " lists it, ", h("code", {}, "gwmodule-msp identify"), " registers it."))];
+    h("li", {}, "A PC whose AMT has a login already is found by the gateway and registered with that login: ",
+      h("a", { href: `#${FOUND}` }, found === 0 ? "none is found yet" : `${found} found, not identified yet`), "."))];
 
 const COLUMNS = [
   { title: "Host", class: "first", cell: (d) => h("a", { href: `#/devices/${d.guid}`, class: "name", title: nameOf(d) }, nameOf(d)), sort: (d) => nameOf(d) },
