@@ -295,6 +295,88 @@ def test_a_user_is_added_changed_and_removed(site: Site, page: Page) -> None:
     expect(row).to_have_count(0)
 
 
+def test_an_api_key_is_made_shown_once_used_and_revoked(site: Site, page: Page) -> None:
+    sign_in(page, "alice")
+    page.get_by_role("navigation").get_by_role("link", name="Users").click()
+    page.get_by_role("button", name="Make a key…").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Name").fill("not a name!")
+    dialog.get_by_role("button", name="Make the key").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("name")
+    dialog.get_by_label("Name").fill("night")
+    dialog.get_by_label("Good for days").fill("30")
+    dialog.get_by_role("button", name="Make the key").click()
+    shown = page.get_by_role("dialog", name="API key night")
+    key = shown.locator("code").inner_text()
+    expect(shown.get_by_role("button", name="Copy the key")).to_be_visible()
+    shot(page, "key-once")
+    shown.get_by_role("button", name="Done").click()
+    expect(page.locator("dialog")).to_have_count(0)
+    assert key not in page.content()
+    (told,) = [k for k in site.ask("GET", "/api/v1/keys") if k["name"] == "night"]
+    assert (told["owner"], told["role"]) == ("alice", "viewer")
+    row = page.get_by_role("row").filter(has=page.get_by_text("night", exact=True))
+    mine = row.filter(has=page.get_by_role("button", name="Revoke"))
+    expect(mine).to_contain_text("never")
+    assert asks_with(page, key) == 200
+    page.reload()
+    expect(mine).to_contain_text("ago")
+    mine.get_by_role("button", name="Revoke").click()
+    dialog.get_by_role("button", name="Revoke").click()
+    expect(mine).to_have_count(0)
+    assert asks_with(page, key) == 401
+    page.get_by_label("also those that have ended").check()
+    expect(row.filter(has_text="revoked")).to_have_count(1)
+
+
+def asks_with(page: Page, key: str) -> int:
+    """The status of a script's request with this key, which no other login helps."""
+    status: int = page.evaluate(
+        "async (key) => (await fetch('/api/v1/devices',"
+        " {headers: {Authorization: `Bearer ${key}`}})).status",
+        key,
+    )
+    return status
+
+
+def test_who_is_removed_takes_the_keys_along(site: Site, page: Page) -> None:
+    site.ask("POST", "/api/v1/users", {"name": "erik", "role": "admin", "password": USER_PASSWORD})
+    sign_in(page, "erik")
+    page.get_by_role("navigation").get_by_role("link", name="Users").click()
+    for name in ("erik-1", "erik-2"):
+        page.get_by_role("button", name="Make a key…").click()
+        page.get_by_label("Name").fill(name)
+        page.get_by_role("button", name="Make the key").click()
+        page.get_by_role("button", name="Done").click()
+    page.get_by_role("button", name="Sign out").click()
+    sign_in(page, "alice")
+    page.get_by_role("navigation").get_by_role("link", name="Users").click()
+    page.get_by_role("button", name="Remove erik").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("Its API keys are revoked: erik-1, erik-2.")
+    dialog.get_by_role("button", name="Remove").click()
+    said = page.get_by_text("erik is removed. Revoked with it: erik-1, erik-2.")
+    expect(said).to_be_visible()
+    expect(page.get_by_role("button", name="Revoke erik-1")).to_have_count(0)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_keys_fit(site: Site, new_page: NewPage, width: int) -> None:
+    page = new_page(viewport={"width": width, "height": 800}, color_scheme="dark")
+    sign_in(page, "alice")
+    page.get_by_role("navigation").get_by_role("link", name="Users").click()
+    page.get_by_role("button", name="Make a key…").click()
+    page.get_by_label("Name").fill(f"script-{width}")
+    shot(page, f"key-{width}")
+    page.get_by_role("button", name="Make the key").click()
+    page.get_by_role("button", name="Done").click()
+    expect(page.get_by_role("button", name=f"Revoke script-{width}")).to_be_visible()
+    page.get_by_role("button", name=f"Revoke script-{width}").scroll_into_view_if_needed()
+    shot(page, f"keys-{width}")
+    wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    assert wide <= 0
+
+
 def test_a_wrong_password_says_so(site: Site, page: Page) -> None:
     page.goto(URL)
     page.get_by_label("User").fill("bob")
