@@ -74,6 +74,8 @@ def test_every_page_can_be_used_by_everybody(
         judge(page, tab)
     for link, text in (("Audit", "call"), ("Users", "carol"), ("Gateways", "home-1")):
         page.get_by_role("navigation").get_by_role("link", name=link).click()
+        # The page before may have the text as well.
+        expect(page.get_by_role("heading", name=link, level=1)).to_be_visible()
         expect(page.get_by_text(text).first).to_be_visible()
         judge(page, link)
         if link == "Users":

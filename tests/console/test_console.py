@@ -237,6 +237,8 @@ def walk(page: Page, name: str) -> None:
         look(f"device-{tab.split()[0].lower()}")
     for link, text in (("Gateways", "home-1"), ("Users", "carol"), ("Audit", "call")):
         page.get_by_role("navigation").get_by_role("link", name=link).click()
+        # The page before may have the text as well.
+        expect(page.get_by_role("heading", name=link, level=1)).to_be_visible()
         expect(page.get_by_text(text).first).to_be_visible()
         look(link.lower())
     open_terminal(page, "pc1")
