@@ -213,6 +213,8 @@ def test_a_lease_a_hello_and_a_call_go_all_the_way(home: tuple[System, Machine])
     record = system.wait_for_device("pc1")
     assert record["address"] == addresses["pc1"]
     system.activate("pc1")
+    # Its realm comes with the next probe.
+    system.identify("pc1")
     assert system.call("pc1", "power.get")
 
 
