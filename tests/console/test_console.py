@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, WebSocketRoute, expect
 
-from gwmodule.sim.services import UUIDS
+from gwmodule.errors import Code
+from gwmodule.sim.hosts import wait_until
+from gwmodule.sim.services import LOGIN, UUIDS
 from tests.console.site import (
     URL,
     USER_PASSWORD,
@@ -138,6 +141,51 @@ def test_a_page_that_stops_reading_holds_up_only_itself(
     expect(page.locator(".holder")).to_contain_text("busy: held by alice since")
     assert log_of(page) == log_of(other) == site.spoken("pc1")[before:]
     hang_up(other)
+
+
+def test_a_line_that_a_tool_has_can_be_taken_over(site: Site, page: Page) -> None:
+    system, uuid = site.system, UUIDS["pc3"]
+    argv = system.technician_command("sol", uuid, *LOGIN, "--expect", "never", "--timeout", "60")
+    sol = system.lab.start("msp", argv, log="sol-in-the-way")
+    wait_until("its session", lambda: "connected" in sol.log.read_text(), 20)
+    sign_in(page)
+    open_terminal(page, "pc3")
+    page.get_by_role("button", name="Connect", exact=True).click()
+    expect(page.locator(".holder")).to_contain_text("busy: held by root")
+    expect(pill(page)).to_have_text("not connected")
+    shot(page, "busy-by-a-tool")
+    page.get_by_role("button", name="Take over").click()
+    page.get_by_role("dialog").get_by_role("button", name="Take over").click()
+    expect(pill(page)).to_have_text("connected", timeout=15_000)
+    expect(page.locator(".holder")).to_be_empty()
+    assert sol.process.wait(10) == 1
+    assert "taken over by bob" in sol.log.read_text()
+    hang_up(page)
+
+
+def test_no_room_for_another_console_is_said_once(site: Site, page: Page) -> None:
+    attempts: list[str | bytes] = []
+
+    def refuse(socket: WebSocketRoute) -> None:
+        def attach(message: str | bytes) -> None:
+            attempts.append(message)
+            reason = "64 consoles are open; the rest is left to others"
+            socket.close(code=4000 + Code.LIMIT, reason=reason)
+
+        socket.on_message(attach)
+
+    sign_in(page)
+    page.route_web_socket(re.compile("/api/v1/amt/sol/"), refuse)
+    open_terminal(page, "pc1")
+    page.get_by_role("button", name="Connect", exact=True).click()
+    expect(page.locator(".holder")).to_have_text(
+        "no room: 64 consoles are open; the rest is left to others"
+    )
+    expect(page.get_by_role("button", name="Take over")).to_be_hidden()
+    # Longer than the first three attempts of a browser that has lost its connection.
+    page.wait_for_timeout(2500)
+    assert len(attempts) == 1
+    expect(page.get_by_role("button", name="Connect", exact=True)).to_be_visible()
 
 
 def test_a_viewer_looks_and_touches_nothing(site: Site, page: Page, new_page: NewPage) -> None:

@@ -15,6 +15,10 @@ const ACK_AFTER = 100;
 const PIECE = 4096;
 // 4000 + the service's code (docs/console.md): another attempt would be answered alike.
 const FINAL = new Set([1000, 4001, 4009, 4032, 4033, 4034, 4067, 4069, 4070, 4073, 4074]);
+const DEVICE_REFUSED = 4073;
+const LIMIT = 4037;
+// A tool that speaks SOL itself has the line (api/streams.py); the device's own refusals read otherwise.
+const HELD = /^busy: held by (.+) since (\S+)$/;
 // What a technician may look back at and download.
 const MAX_LOG = 16 * 1024 * 1024;
 // A line says a few bytes at a time, and an array for each would take ten times their room.
@@ -35,6 +39,10 @@ export class SolConnection extends EventTarget {
   #pingNumber = 0;
   #log = [];
   #logEnd = 0;
+  #want = "seat";
+  #wasAttached = false;
+  // Why nobody may attach: {reason, holder, since}, with a holder where a takeover would help.
+  refused = null;
   wanted = false;
   status = { state: "closed", writer: false, holder: "", stream: 0, reason: "" };
 
@@ -55,8 +63,11 @@ export class SolConnection extends EventTarget {
   // A console that this tab had open before it was loaded again.
   get known() { return this.#place.console !== ""; }
 
-  connect() {
+  // `want`: "takeover" ends whatever else has the line.
+  connect(want = "seat") {
     this.wanted = true;
+    this.#want = want;
+    this.refused = null;
     this.#attempt = 0;
     this.#retry(0);
   }
@@ -115,8 +126,9 @@ export class SolConnection extends EventTarget {
     const socket = new WebSocket(`${scheme}//${location.host}/api/v1/amt/sol/${this.#guid}`, [SUBPROTOCOL, token]);
     socket.binaryType = "arraybuffer";
     this.#socket = socket;
+    this.#wasAttached = false;
     this.#heardAt = performance.now();
-    socket.onopen = () => this.#say({ type: "attach", ...this.#place });
+    socket.onopen = () => this.#say({ type: "attach", ...this.#place, want: this.#want });
     socket.onmessage = (event) => { if (socket === this.#socket) this.#hear(event.data); };
     socket.onclose = (event) => { if (socket === this.#socket) this.#closed(event); };
     clearInterval(this.#pinger);
@@ -159,6 +171,9 @@ export class SolConnection extends EventTarget {
 
   #attached(message) {
     this.#attempt = 0;
+    this.#wasAttached = true;
+    // Who loses the line to somebody else later does not take it back by himself.
+    this.#want = "seat";
     const same = message.console === this.#place.console;
     const missing = same ? message.lost : message.offset;
     if (!same && this.#log.length > 0) this.#note("a new session; output between may be missing", true);
@@ -196,7 +211,13 @@ export class SolConnection extends EventTarget {
 
   #closed(event) {
     this.#drop();
-    if (FINAL.has(event.code)) this.#finish(event.reason);
+    // One who falls behind comes again; where there is no room to come in another attempt finds none.
+    const noRoom = event.code === LIMIT && !this.#wasAttached;
+    if (noRoom || (event.code === DEVICE_REFUSED && HELD.test(event.reason))) {
+      const [, holder = "", since = null] = HELD.exec(event.reason) ?? [];
+      this.refused = { reason: event.reason, holder, since };
+    }
+    if (noRoom || FINAL.has(event.code)) this.#finish(event.reason);
     else if (this.wanted) this.#lost();
   }
 

@@ -37,8 +37,14 @@ export async function terminalView(main, guid) {
   const look = button("Watch", async () => connection.connect(), { class: "primary" });
   const watch = button("Reset and watch…", () => resetAndWatch());
   const takeOver = button("Take over", async () => {
-    const { holder: who, since } = connection.status;
-    if (await dialog({ title: `Take over from ${who}?`, text: `${who} has typed here since ${time(since)} and will only watch from now on.`, confirm: "Take over", danger: true })) connection.takeOver();
+    const { holder: who, since } = connection.refused ?? connection.status;
+    const text = connection.refused
+      ? `${who} has had this serial line open with a tool of his own since ${time(since)}. That connection ends, and he is told who took it over.`
+      : `${who} has typed here since ${time(since)} and will only watch from now on.`;
+    if (await dialog({ title: `Take over from ${who}?`, text, confirm: "Take over", danger: true })) {
+      if (connection.wanted) connection.takeOver();
+      else connection.connect("takeover");
+    }
     terminal.focus();
   });
   let leaving = false;
@@ -96,11 +102,14 @@ export async function terminalView(main, guid) {
     const shown = !live ? "closed" : link === "lost" ? "lost" : link === "attaching" ? "opening" : at;
     state.dataset.state = shown;
     replace(state, live && link === "lost" ? "reconnecting to the MSP" : STATES[shown]);
-    replace(holder, !live || !who ? "" : writer
-      ? (viewers > 1 ? `you type, ${viewers - 1} watching` : "")
-      : [`busy: held by ${who} since ${time(since)} (`, ago(since), ")"]);
+    const held = (name, at) => [`busy: held by ${name} since ${time(at)} (`, ago(at), ")"];
+    const { refused } = connection;
+    replace(holder, refused ? (refused.holder ? held(refused.holder, refused.since) : `no room: ${refused.reason}`)
+      : !live || !who ? ""
+      : !writer ? held(who, since)
+      : viewers > 1 ? `you type, ${viewers - 1} watching` : "");
     connect.hidden = look.hidden = live;
-    takeOver.hidden = !(live && may("technician") && at !== "closed" && !writer && link === "attached");
+    takeOver.hidden = !may("technician") || !(live ? at !== "closed" && !writer && link === "attached" : refused?.holder);
     hangUp.hidden = !(live && writer);
     keys.hidden = !(live && writer);
     if (!live) hops.forEach(([, value]) => replace(value, "–"));
