@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from uuid import UUID
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, WebSocket, WebSocketRoute, expect
 
-from gwmodule.sim.services import UUIDS
+from gwmodule.errors import Code
+from gwmodule.sim.services import LOGIN, UUIDS
 from tests.console.site import (
     URL,
     USER_PASSWORD,
@@ -24,6 +26,7 @@ from tests.console.site import (
     shot,
     sign_in,
 )
+from tests.lab.test_amtterm import Terminal
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
 
@@ -315,3 +318,47 @@ def test_tabs_share_a_login_and_its_end(site: Site, page: Page) -> None:
     page.get_by_role("button", name="Sign out").click()
     expect(other.get_by_role("heading", name="Sign in")).to_be_visible()
     assert other.evaluate("sessionStorage.length") == 0
+
+
+@pytest.fixture
+def own_tool(site: Site) -> Iterator[Terminal]:
+    """A technician's tool that speaks SOL to pc2 itself; the service only carries its bytes."""
+    argv = site.system.technician_command("sol", UUIDS["pc2"], *LOGIN)
+    terminal = Terminal(site.system.lab.command("msp", argv))
+    terminal.wait_for("with your own login", 30)
+    yield terminal
+    terminal.close()
+
+
+def test_who_may_only_look_takes_no_line_from_a_tool(
+    site: Site, page: Page, own_tool: Terminal
+) -> None:
+    sign_in(page, "carol")
+    open_terminal(page, "pc2")
+    page.get_by_role("button", name="Watch").click()
+    expect(page.locator(".notes")).to_contain_text("nobody has this console open")
+    expect(page.get_by_role("button", name="Take over")).to_be_hidden()
+
+
+def test_who_fell_behind_comes_back_by_himself(site: Site, page: Page) -> None:
+    attempts: list[str | bytes] = []
+
+    def behind(socket: WebSocketRoute) -> None:
+        def attach(message: str | bytes) -> None:
+            attempts.append(message)
+            place = {"console": "c", "seat": "", "offset": 0, "mark": 0, "lost": 0}
+            socket.send(json.dumps({"type": "attached"} | place))
+            if len(attempts) == 1:
+                socket.close(
+                    code=4000 + Code.LIMIT, reason="5000000 bytes behind, more than are kept"
+                )
+
+        socket.on_message(attach)
+
+    sign_in(page)
+    page.route_web_socket(re.compile("/api/v1/amt/sol/"), behind)
+    open_terminal(page, "pc1")
+    page.get_by_role("button", name="Connect", exact=True).click()
+    expect(page.locator(".notes")).to_contain_text("attaching again")
+    page.wait_for_timeout(1000)
+    assert [json.loads(said)["type"] for said in attempts[:2]] == ["attach", "attach"]
