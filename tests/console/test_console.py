@@ -145,7 +145,8 @@ def test_a_page_that_stops_reading_holds_up_only_itself(
 
 def test_a_line_that_a_tool_has_can_be_taken_over(site: Site, page: Page) -> None:
     system, uuid = site.system, UUIDS["pc3"]
-    argv = system.technician_command("sol", uuid, *LOGIN, "--expect", "never", "--timeout", "60")
+    script = ["--takeover", "--expect", "never", "--timeout", "60"]
+    argv = system.technician_command("sol", uuid, *LOGIN, *script)
     sol = system.lab.start("msp", argv, log="sol-in-the-way")
     wait_until("its session", lambda: "connected" in sol.log.read_text(), 20)
     sign_in(page)
