@@ -99,9 +99,13 @@ class Happened(enum.Enum):
     ENDED = enum.auto()
 
 
-# A session that is lost before it was ever open is no console: that ends it.
 _NEXT: dict[State, dict[Happened, State]] = {
-    State.OPENING: {Happened.OPENED: State.OPEN, Happened.ENDED: State.CLOSED},
+    # Lost before it was ever open is only a console that goes on for one of the service before it.
+    State.OPENING: {
+        Happened.OPENED: State.OPEN,
+        Happened.LOST: State.LOST,
+        Happened.ENDED: State.CLOSED,
+    },
     State.OPEN: {Happened.LOST: State.LOST, Happened.ENDED: State.CLOSED},
     State.LOST: {Happened.OPENED: State.OPEN, Happened.ENDED: State.CLOSED},
     State.CLOSED: {},
@@ -248,7 +252,11 @@ class Viewer:
 
 
 class Console:
-    """One device's serial line; a SolSession's owner."""
+    """One device's serial line; a SolSession's owner.
+
+    One that `goes_on` was open before this service was started again: its gateway may be on its
+    way back as well, and is waited for.
+    """
 
     def __init__(
         self,
@@ -257,6 +265,8 @@ class Console:
         audit: Audit,
         clock: Callable[[], float],
         settings: ConsoleSettings,
+        *,
+        goes_on: bool,
     ) -> None:
         self._sessions = sessions
         self._find_line = find_line
@@ -275,7 +285,7 @@ class Console:
         self._session: SolSession | None = None
         self._stream = 0
         self._gateway = ""
-        self._retries = Retries()
+        self._retries = Retries(succeeded_once=goes_on)
         self._pinged_at = 0.0
         self._away_at = float("-inf")
         self._room = asyncio.Event()
@@ -615,10 +625,12 @@ class Consoles:
         if console is None:
             if not may_type or place.want is Want.WATCH:
                 raise ConsoleRefused(Code.REFUSED_POLICY, "nobody has this console open")
-            console = self._new(key, find_line, audit)
+            console = self._new(key, find_line, audit, goes_on=bool(place.console))
         return await console.attach(name, place, may_type=may_type)
 
-    def _new(self, key: tuple[str, UUID], find_line: FindLine, audit: Audit) -> Console:
+    def _new(
+        self, key: tuple[str, UUID], find_line: FindLine, audit: Audit, *, goes_on: bool
+    ) -> Console:
         if self._tasks is None:
             raise ConsoleRefused(Code.SHUTDOWN, STOPS)
         # As many as are free, and no more: however many one tenant opens, another one finds room,
@@ -627,7 +639,9 @@ class Consoles:
         if own >= self.settings.consoles - len(self._open):
             text = f"{own} consoles are open; the rest is left to others"
             raise ConsoleRefused(Code.LIMIT, text)
-        console = Console(self.sessions, find_line, audit, self.clock, self.settings)
+        console = Console(
+            self.sessions, find_line, audit, self.clock, self.settings, goes_on=goes_on
+        )
         self._open[key] = console
         self._tasks.create_task(self._run(key, console), name=f"console-{key[1]}")
         return console

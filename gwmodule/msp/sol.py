@@ -63,8 +63,8 @@ class SolLost(GatewayError):
 class Retries:
     """When a line that was lost is tried again, and until when."""
 
-    def __init__(self) -> None:
-        self.succeeded_once = False
+    def __init__(self, *, succeeded_once: bool = False) -> None:
+        self.succeeded_once = succeeded_once
         self._lost_at: float | None = None
         self._delays = iter(REOPEN_DELAYS)
 

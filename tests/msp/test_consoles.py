@@ -275,6 +275,18 @@ async def test_a_gateway_that_is_away_at_the_start_ends_it_in_words(desk: Desk) 
     assert str(browser.ended) == "gateway home1 is not connected"
 
 
+async def test_after_a_restart_of_the_service_the_gateway_is_waited_for(desk: Desk) -> None:
+    """Who was there before comes with the place that the service before it gave him."""
+    desk.consoles.sessions = gateways = FakeSessions()
+    browser = await desk.attach(place=Place(console="of-the-service-before"))
+    await browser.wait(lambda: browser.status and browser.status.state is State.LOST)
+    assert browser.status is not None
+    assert browser.status.reason == "gateway home1 is not connected"
+    gateways.by_gateway[desk.session.gateway] = desk.session
+    await browser.see(b"login: ")
+    assert browser.ended is None
+
+
 async def test_a_fault_of_ours_ends_one_console_and_says_so(desk: Desk) -> None:
     async def fail(*_: object) -> None:
         raise KeyError("a bug")
