@@ -100,7 +100,7 @@ class Happened(enum.Enum):
 
 
 _NEXT: dict[State, dict[Happened, State]] = {
-    # Lost before it was ever open is only a console that goes on for one of the service before it.
+    # Lost before it was ever open is only a console that goes on for an earlier one.
     State.OPENING: {
         Happened.OPENED: State.OPEN,
         Happened.LOST: State.LOST,
@@ -254,8 +254,9 @@ class Viewer:
 class Console:
     """One device's serial line; a SolSession's owner.
 
-    One that `goes_on` was open before this service was started again: its gateway may be on its
-    way back as well, and is waited for.
+    One that `goes_on` is for somebody who was at an earlier one and was not told that it ended, as
+    before this service was started again: his gateway may be on its way back as well, and is waited
+    for.
     """
 
     def __init__(

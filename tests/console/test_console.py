@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 
@@ -112,6 +113,27 @@ def test_a_page_that_is_loaded_again_keeps_its_seat_and_its_scrollback(
     type_on(page, "help\r")
     sees(page, "help uuid reset exit")
     hang_up(page)
+
+
+def test_who_was_told_the_end_begins_anew(site: Site, page: Page) -> None:
+    """Loading the page opens no line that was hung up, and the next one is no old one's sequel."""
+    places: list[str] = []
+
+    def sent(frame: str | bytes) -> None:
+        if isinstance(frame, str) and (message := json.loads(frame))["type"] == "attach":
+            places.append(message["console"])
+
+    page.on("websocket", lambda socket: socket.on("framesent", sent))
+    sign_in(page)
+    connect(page, "pc1")
+    hang_up(page)
+    for _ in range(2):
+        page.get_by_role("button", name="Connect", exact=True).click()
+        expect(pill(page)).to_have_text("connected", timeout=15_000)
+        hang_up(page)
+        page.reload()
+        expect(page.get_by_role("toolbar")).not_to_have_attribute("inert", "")
+    assert places == ["", "", ""]
 
 
 def test_a_page_that_stops_reading_holds_up_only_itself(

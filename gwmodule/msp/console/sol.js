@@ -23,11 +23,12 @@ const HELD = /^busy: held by (.+) since (\S+)$/;
 const MAX_LOG = 16 * 1024 * 1024;
 // A line says a few bytes at a time, and an array for each would take ten times their room.
 const LOG_BLOCK = 64 * 1024;
+const NOWHERE = Object.freeze({ console: "", seat: "", offset: 0, mark: 0 });
 
 export class SolConnection extends EventTarget {
   #guid;
   #socket = null;
-  #place = { console: "", seat: "", offset: 0, mark: 0 };
+  #place = NOWHERE;
   #shown = 0;
   #acknowledged = 0;
   #ackTimer = null;
@@ -51,8 +52,7 @@ export class SolConnection extends EventTarget {
     this.#guid = guid;
     try {
       const kept = JSON.parse(sessionStorage.getItem(this.#key) ?? "{}");
-      this.#place.console = kept.console ?? "";
-      this.#place.seat = kept.seat ?? "";
+      this.#place = { ...NOWHERE, console: kept.console ?? "", seat: kept.seat ?? "" };
     } catch { /* a new place, then */ }
     this.onOnline = () => { if (this.wanted && !this.#socket) this.#retry(0); };
     addEventListener("online", this.onOnline);
@@ -195,6 +195,11 @@ export class SolConnection extends EventTarget {
     sessionStorage.setItem(this.#key, JSON.stringify({ console: this.#place.console, seat }));
   }
 
+  #forget() {
+    this.#place = NOWHERE;
+    sessionStorage.removeItem(this.#key);
+  }
+
   #keep(bytes) {
     for (let start = 0; start < bytes.length;) {
       if (this.#log.length === 0 || this.#logEnd === LOG_BLOCK) {
@@ -217,6 +222,8 @@ export class SolConnection extends EventTarget {
       const [, holder = "", since = null] = HELD.exec(event.reason) ?? [];
       this.refused = { reason: event.reason, holder, since };
     }
+    // Told that the console has ended: who comes with its id is taken for one who goes on.
+    if (FINAL.has(event.code) && this.status.state === "closed") this.#forget();
     if (noRoom || FINAL.has(event.code)) this.#finish(event.reason);
     else if (this.wanted) this.#lost();
   }
