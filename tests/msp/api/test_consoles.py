@@ -224,6 +224,11 @@ async def test_the_seat_of_a_console_holds_the_line_and_can_be_taken_over(site: 
         assert answer[:2] == b"\x11\x00"
 
 
+async def script(site: Site, name: str) -> str:
+    async with site.http.get(f"{site.url}/console/{name}") as response:
+        return await response.text()
+
+
 async def test_a_console_waits_for_no_raw_stream_and_can_take_over_from_it(site: Site) -> None:
     await store_login(site)
     headers = {"Authorization": f"Bearer {site.token(Role.ADMIN)}"}
@@ -232,7 +237,12 @@ async def test_a_console_waits_for_no_raw_stream_and_can_take_over_from_it(site:
         assert (await websocket.receive_bytes())[:2] == b"\x11\x00"
         code, reason = await closed(await attach(site, Role.TECHNICIAN))
         assert code == CLOSE_BASE + Code.DEVICE_REFUSED
-        assert reason.startswith("busy: held by admin@default since 2027-")
+        # The page offers a takeover where it can read this.
+        held = re.search("^const HELD = /(.+)/;$", await script(site, "sol.js"), re.MULTILINE)
+        assert held is not None
+        told = re.search(held[1], reason)
+        assert told is not None
+        assert told.groups() == ("admin@default", "2027-01-15T08:00:00.000Z")
         # A viewer ends nothing, whatever he asks for.
         code, _ = await closed(await attach(site, Role.VIEWER, "takeover"))
         assert code == CLOSE_BASE + Code.REFUSED_POLICY
