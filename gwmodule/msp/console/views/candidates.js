@@ -1,7 +1,7 @@
 // AMT hosts that answer and whose UUID nobody knows: a login learns it, and makes each a device.
 
 import { get, may, request } from "../api.js";
-import { busy, choice, dialog, field, h, liveTable, notice, replace, tick } from "../dom.js";
+import { busy, choice, dialog, field, h, liveTable, notice, tick } from "../dom.js";
 import { keepFresh } from "../live.js";
 import { go, mount } from "../router.js";
 import { CANDIDATES, deviceTabs, presenceMark } from "./devices.js";
