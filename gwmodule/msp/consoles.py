@@ -308,7 +308,7 @@ class Console:
         except GatewayError as exc:
             code, reason = getattr(exc, "code", Code.DEVICE_REFUSED), str(exc)
         except asyncio.CancelledError:
-            code, reason = Code.SHUTDOWN, "the service stops"
+            code, reason = Code.SHUTDOWN, STOPS
             raise
         finally:
             self._close(code, reason)
