@@ -22,7 +22,7 @@ export class Terminal {
   static async create(container, { onBytes, onLeave }) {
     const [{ Terminal: Xterm }, { FitAddon }] = await Promise.all([
       import("/console/lib/xterm.mjs"), import("/console/lib/addon-fit.mjs"),
-    ]).catch(() => { throw new Error("The terminal is not installed on the service: run make setup."); });
+    ]).catch(() => { throw new Error("The terminal did not load. A service that lacks it gets it by npm ci --omit=dev in its gwmodule/msp/console and a restart."); });
     return new Terminal(new Xterm({
       documentOverride: documentWithoutInlineStyles(),
       cursorBlink: !matchMedia("(prefers-reduced-motion: reduce)").matches,
