@@ -46,7 +46,7 @@ def is_our_matter(record: logging.LogRecord) -> bool:
 class HttpPort:
     """Whoever nobody knows and who is silent is cut off after `patience` seconds.
 
-    There are at most `most` connections, those that are known included.
+    Beside the strangers, who are bounded for themselves, there are at most `most` connections.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class HttpPort:
             self._forget_gone()
         handler = self._server()
         loser: RequestHandler | None = handler
-        if len(self._server.connections) < self._most:
+        if self._has_room():
             loser = strangers.enter(handler, address, loop.time())
         if loser is handler:
             sock.close()
@@ -132,6 +132,14 @@ class HttpPort:
             handshake.cancel()
         elif handler.transport is not None:
             handler.transport.abort()
+
+    def _has_room(self) -> bool:
+        """Strangers do not count: one network of them would keep out who is to displace them."""
+        connections = self._server.connections
+        if len(connections) < self._most:
+            return True
+        strangers = self._callers.strangers
+        return sum(handler not in strangers for handler in connections) < self._most
 
     def _forget_gone(self) -> None:
         """aiohttp does not tell when a connection has ended; it is asked when its place counts."""

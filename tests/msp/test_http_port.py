@@ -121,6 +121,17 @@ async def test_one_host_cannot_take_every_place(tmp_path: Path, tls: bool) -> No
         assert place.callers.strangers.displaced == 1
 
 
+@pytest.mark.parametrize("tls", [False, True])
+async def test_nor_can_one_that_has_got_so_far_as_to_ask(tmp_path: Path, tls: bool) -> None:
+    async with shop(tmp_path, tls=tls, most=4) as place:
+        context = place.client if tls else None
+        held = [await place.connect("127.0.0.2", context) for _ in range(4)]
+        assert [await visitor.ask() for visitor in held] == [b"200"] * 4
+        guest = await place.connect(context=context)
+        assert await guest.ask() == b"200"
+        assert await held[0].ended()
+
+
 async def test_a_handshake_that_breaks_off_makes_room(tmp_path: Path) -> None:
     async with shop(tmp_path, tls=True) as place:
         for _ in range(10):

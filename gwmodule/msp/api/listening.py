@@ -19,9 +19,9 @@ from gwmodule.errors import ConfigError
 from gwmodule.msp.acceptor import listening_socket
 from gwmodule.msp.http_port import Callers, HttpPort
 
-# Connections over TCP at once; each costs some 20 KiB before it has said anything.
+# Connections over TCP of those who have logged in, and of those who have not; each costs some
+# 20 KiB before it has said anything.
 MAX_CONNECTIONS = 1024
-# Of them, those that have not logged in.
 MAX_STRANGERS = 512
 # A browser sends its request at once; what connects and says nothing is no browser.
 FIRST_REQUEST = 10.0
