@@ -187,10 +187,11 @@ class System:
 
         def answered() -> subprocess.CompletedProcess[str] | None:
             done = self.technician("identify", GATEWAY, MACS[pc], *LOGIN, "--json")
-            # Just activated: the gateway's next probe brings its realm.
-            return None if "REALM_UNKNOWN" in done.stderr else done
+            # Its Hello may be known before a probe of the gateway has placed it and read its realm.
+            early = any(code in done.stderr for code in ("NOT_FOUND", "REALM_UNKNOWN"))
+            return None if early else done
 
-        done = wait_until(f"the realm of {pc}", answered, 30)
+        done = wait_until(f"{pc} as a probe found it", answered, 30)
         if done.returncode:
             raise LabError(f"identify {pc}: {done.stderr.strip()}")
         return json.loads(done.stdout)
@@ -218,6 +219,13 @@ class System:
         argv += python("gwmodule", "run", "--config", str(CONFIG))
         self.lab.start(self.lab.topology.relay, argv, log="gwmodule")
         self.wait_for_link()
+
+        def captures() -> bool:
+            capture = self.status()["capture"]
+            return bool(capture["connected"] or not capture["enabled"])
+
+        # A lease that is given before is not seen.
+        wait_until("the capture service", captures, START_TIMEOUT)
 
     def wait_for_link(self, timeout: float = START_TIMEOUT) -> dict[str, Any]:
         """The status once the link to the MSP is up."""

@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 
 from gwmodule.sim import isolate
-from gwmodule.sim.hosts import Lab
+from gwmodule.sim.hosts import Lab, LabError
 from gwmodule.sim.lab import DEVICES, hello_target
 from gwmodule.sim.services import MSP_STATE, UUIDS, System
 from gwmodule.sim.topology import PCS, TWO_WANS
@@ -63,6 +63,16 @@ def system() -> Iterator[System]:
 
 def bring_up(system: System, pcs: tuple[str, ...] = PCS, **settings: object) -> None:
     """Start everything; those PCs become managed and known by their login."""
+    try:
+        _bring_up(system, pcs, settings)
+    except LabError as exc:
+        # A fixture that failed has no value that the report could find the logs by.
+        for name, service in system.lab.services.items():
+            exc.add_note(f"log {name}:\n{service.tail(40)}")
+        raise
+
+
+def _bring_up(system: System, pcs: tuple[str, ...], settings: dict[str, object]) -> None:
     system.start_msp()
     system.enrol(settings)
     if system.lab.topology.relay == "gateway":
