@@ -20,6 +20,7 @@ from typing import Any
 
 from gwmodule import uci
 from gwmodule.errors import ConfigError
+from gwmodule.ports import HELLO_PORT
 
 MAX_FILE = 64 * 1024  # A gateway's configuration is under 2 KiB; more is a wrong file.
 
@@ -136,7 +137,7 @@ class LanConfig:
     """The LAN is what is named here; nothing is inferred."""
 
     interface: tuple[str, ...] = ()
-    hello_port: int = setting(9971, low=0, high=65535)
+    hello_port: int = setting(HELLO_PORT, low=0, high=65535)
     # dnsmasq's lease file, for gateways that run without the capture service.
     lease_file: str = ""
 
