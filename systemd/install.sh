@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs gateway and MSP service below $DESTDIR$PREFIX: modules, commands, units, and from $PAGES
-# manual pages and completion, if `make man` made them. Nothing outside is written, so packages are made with it as well. The libraries that
-# pyproject.toml names must be known to $PYTHON.
+# manual pages and completion, if `make man` made them. Nothing outside is written, so packages are
+# made with it as well. The libraries that pyproject.toml names must be known to $PYTHON.
 set -eu
 cd "$(dirname "$0")/.."
 PREFIX=${PREFIX:-/usr/local}

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds the Debian packages: build.sh OUTPUT. With dpkg-deb alone: everything is pure Python, there
-# is nothing to configure, and the build needs neither root nor a network; shtab (python3-shtab) writes
-# the completion. The same tree and shtab give the same bytes.
+# is nothing to configure, and the build needs neither root nor a network; shtab (python3-shtab)
+# writes the completion. The same tree and shtab give the same bytes.
 #
 # The MSP service is not packaged: it needs a newer aiohttp and msgspec than Debian 12 has.
 set -eu
