@@ -76,12 +76,13 @@ class HttpPort:
 
     async def run(self) -> None:
         """Accept until cancelled; connections that stand are the runner's to end."""
-        try:
-            async with self._group:
-                self._acceptor.start()
+        async with self._group:
+            self._acceptor.start()
+            try:
                 await asyncio.Event().wait()
-        finally:
-            self._acceptor.close()
+            finally:
+                # First of all: a group that ends takes no more handshakes.
+                self._acceptor.close()
 
     def _accepted(self, sock: socket.socket, address: str) -> None:
         loop = asyncio.get_running_loop()
