@@ -181,22 +181,21 @@ def test_it_does_the_same_on_the_loop_that_the_service_runs_on(tmp_path: Path) -
             runner.run(scenario)
 
 
-async def test_who_comes_while_it_stops_is_no_error(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_who_comes_while_it_stops_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     sock = listening_socket("127.0.0.1", 0)
     runner = web.AppRunner(web.Application())
     await runner.setup()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     callers = Callers("test", 4)
     port = HttpPort(runner, sock, context, callers, patience=60.0, most=100)
-    task = asyncio.create_task(port.run())
-    await asyncio.sleep(0)
-    with socket.create_connection(("127.0.0.1", port.port)):
-        await until(lambda: len(callers.strangers))
-        task.cancel()
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(port.run())
+        await asyncio.sleep(0)
         with socket.create_connection(("127.0.0.1", port.port)):
-            await asyncio.wait([task])
+            await until(lambda: len(callers.strangers))
+            task.cancel()
+            with socket.create_connection(("127.0.0.1", port.port)):
+                await asyncio.wait([task])
     await runner.cleanup()
     assert not caplog.records
     assert len(callers.strangers) == 0
