@@ -105,7 +105,7 @@ class Stream:
             self._hold.to_device(data, self._now())
             # A reader waits by the timeouts of before.
             self._wake_reader()
-        self._session.mux.send(self._channel, data)
+        self._session.mux.send(self._channel, data, self._now())
         self._session.traffic.carried[self._priority, Direction.TO_DEVICE] += len(data)
         # At once: the next loop turn would cost a keystroke one more look at every socket.
         self._session.flush()

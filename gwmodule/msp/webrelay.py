@@ -235,8 +235,8 @@ class WebRelay:
 def _priority(first: list[bytes], mode: str) -> Priority:
     """Only a console is typed on; media, screens and WS-Man are bulk.
 
-    Inside TLS the first bytes say nothing, and the tool is believed: one that says so for a screen
-    has a small window, and bulk keeps its share beside it.
+    Inside TLS the first bytes say nothing, and the tool is believed: a stream that carries more
+    than a serial line does takes its turns with bulk anyway.
     """
     start = b"".join(first)[:FIRST_BYTES]
     kind = session_kind(start)

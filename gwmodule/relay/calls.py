@@ -278,9 +278,9 @@ class Calls:
         chunks = self._bodies.get((session, channel))
         if chunks is None:
             return
-        mux = session.mux
+        mux, now = session.mux, asyncio.get_running_loop().time()
         while chunks and mux.room(channel) > 0:
-            mux.send(channel, chunks.popleft())
+            mux.send(channel, chunks.popleft(), now)
         if not chunks:
             mux.send_eof(channel)
             del self._bodies[session, channel]

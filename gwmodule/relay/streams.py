@@ -237,9 +237,10 @@ class _Stream:
             return
         if data:
             self.bytes_from_device += len(data)
-            mux.send(self.channel, data)
+            now = self._loop.time()
+            mux.send(self.channel, data, now)
             if self._hold is not None:
-                self._hold.from_device(data, self._loop.time())
+                self._hold.from_device(data, now)
                 self._arm_hold()
         else:
             self._eof_from_device = True

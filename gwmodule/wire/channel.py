@@ -97,12 +97,38 @@ TRANSITIONS: dict[State, dict[Input, State]] = {
 RESETTING = (State.RESETTING, State.RESETTING_AFTER_EOF)
 SENDING = (State.OPEN, State.HALF_CLOSED_REMOTE)
 
+# Bytes per second, averaged over two: 64 kbit/s. A stream above is a flood, and takes its turns
+# with bulk so that it does not hold up the keys of others.
+FLOOD_RATE = 8000
+_FLOOD = 2 * FLOOD_RATE
+
+
+class Meter:
+    """How much an interactive stream sends: a bucket that leaks at FLOOD_RATE. The stream floods
+    from when the bucket is full until it is half empty, which silence makes it within a second.
+    """
+
+    __slots__ = ("_at", "_level", "flooding")
+
+    def __init__(self) -> None:
+        self._level = self._at = 0.0
+        self.flooding = False
+
+    def count(self, size: int, now: float) -> bool:
+        """Add `size` bytes; whether `flooding` has changed by it."""
+        left = max(0.0, self._level - (now - self._at) * FLOOD_RATE)
+        before, self._at = self.flooding, now
+        self._level = min(left + size, _FLOOD)
+        self.flooding = self._level >= _FLOOD if not before else self._level > _FLOOD / 2
+        return self.flooding is not before
+
 
 class Channel:
     """State, credit and send queue of one channel."""
 
     __slots__ = (
         "eof_queued",
+        "meter",
         "number",
         "priority",
         "queue",
@@ -110,13 +136,14 @@ class Channel:
         "receive_window",
         "send_window",
         "state",
+        "turn",
         "was_full",
     )
 
     def __init__(self, number: int, state: State, priority: Priority, window: int) -> None:
         self.number = number
         self.state = state
-        self.priority = priority
+        self.classify(priority)
         self.receive_window = ReceiveWindow(window)
         self.send_window = SendWindow()
         # One entry a `send`: chunks keep their boundaries, amtterm loses what is glued together.
@@ -133,6 +160,18 @@ class Channel:
                 f"{event.name} on channel {self.number}, which is {self.state.name}"
             )
         self.state = state
+
+    def classify(self, priority: Priority) -> None:
+        """From now on it is of this class; flooding is measured afresh."""
+        self.priority = self.turn = priority
+        self.meter = Meter()
+
+    def put(self, data: bytes, now: float) -> None:
+        """Queue one chunk, and take turns with bulk from when it floods until it falls."""
+        self.queue.append(data)
+        self.queued += len(data)
+        if self.priority is Priority.INTERACTIVE and self.meter.count(len(data), now):
+            self.turn = Priority.BULK if self.meter.flooding else Priority.INTERACTIVE
 
     @property
     def sendable(self) -> bool:

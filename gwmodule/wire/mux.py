@@ -5,7 +5,7 @@ What leaves, and in which order, is decided at the last moment, when `data_to_se
     1. link frames      PONG, PING, ACK, CREDIT, GOAWAY: not counted, lost with their link
     2. replay           after a resume, what the peer has not received
     3. control          OPEN, ACCEPT, REFUSE, RESET, then messages under the credit of channel 0
-    4. interactive      round robin
+    4. interactive      round robin; what floods goes with 5 until it falls
     5. bulk             round robin; while it waits it still gets one byte in `bulk_share`
 
 Frames of 2 to 5 are counted and kept for replay when they leave. A session ends by `abandon`; its
@@ -277,7 +277,7 @@ class Mux:
         self._answer_end(FrameType.REFUSE, number, code, reason)
         self._close(channel)
 
-    def send(self, number: int, data: bytes) -> None:
+    def send(self, number: int, data: bytes, now: float) -> None:
         """Queue one chunk. Chunks are never merged; look at `room` before sending more.
 
         Without effect on an ended channel: its ChannelEnded may still wait among the events.
@@ -285,8 +285,7 @@ class Mux:
         channel = self._sending(number)
         if channel is None or not data:
             return
-        channel.queue.append(data)
-        channel.queued += len(data)
+        channel.put(data, now)
         channel.was_full |= channel.queued >= SEND_QUEUE[channel.priority]
         self._make_ready(channel)
 
@@ -352,18 +351,22 @@ class Mux:
         """Reclassify what we send on this channel; the peer decides for its own direction."""
         channel = self._channels.get(number)
         if channel is not None:
-            channel.priority = priority
+            channel.classify(priority)
             # Its source pauses when the new class allows less: it must be woken again.
             channel.was_full |= channel.queued >= SEND_QUEUE[priority]
             self._make_ready(channel)
 
     @property
     def shares_the_line(self) -> bool:
-        """Both classes are open: the sender must pace itself."""
+        """Both classes are open: the sender must pace itself. A stream that floods is both; its
+        keys may come again at any moment.
+        """
         if len(self._channels) < 2:
             return False
-        priorities = [channel.priority for channel in self._channels.values()]
-        return Priority.INTERACTIVE in priorities and Priority.BULK in priorities
+        channels = self._channels.values()
+        return Priority.INTERACTIVE in [channel.priority for channel in channels] and (
+            Priority.BULK in [channel.turn for channel in channels]
+        )
 
     @property
     def unacknowledged(self) -> int:
@@ -454,7 +457,7 @@ class Mux:
         ready = self._ready[priority]
         while ready:
             channel = self._channels.get(ready[0])
-            if channel is not None and channel.priority is priority and channel.sendable:
+            if channel is not None and channel.turn is priority and channel.sendable:
                 return channel
             ready.popleft()
         return None
@@ -474,7 +477,7 @@ class Mux:
             return frame
         chunk = self.bulk_chunk if priority is Priority.BULK else MAX_PAYLOAD
         data = channel.take(chunk)
-        if channel.was_full and channel.queued < SEND_QUEUE[priority] // 2:
+        if channel.was_full and channel.queued < SEND_QUEUE[channel.priority] // 2:
             channel.was_full = False
             self._events.append(ChannelWritable(channel.number))
         if (channel.queue or channel.eof_queued) and channel.sendable:
@@ -486,7 +489,7 @@ class Mux:
         return frame
 
     def _make_ready(self, channel: Channel) -> None:
-        ready = self._ready[channel.priority]
+        ready = self._ready[channel.turn]
         if channel.sendable and channel.number not in ready:
             ready.append(channel.number)
 

@@ -57,7 +57,7 @@ class Carrier:
 
     def say(self, stream: Stream, data: bytes) -> None:
         """The device says something."""
-        self.pair.gateway.send(stream.channel, data)
+        self.pair.gateway.send(stream.channel, data, 0.0)
         self.flush()
         self.tell(stream)
 
@@ -94,7 +94,7 @@ async def test_chunks_go_and_come_as_they_are_and_are_counted(carrier: Carrier) 
 async def test_what_is_read_may_be_sent_again(carrier: Carrier) -> None:
     stream = opened(carrier)
     window = carrier.pair.config.interactive_window
-    carrier.pair.gateway.send(stream.channel, bytes(3 * window))
+    carrier.pair.gateway.send(stream.channel, bytes(3 * window), 0.0)
     received = 0
     while received < 3 * window:
         carrier.flush()

@@ -18,7 +18,7 @@ async def test_what_a_stream_carries_is_counted_over_links_and_sessions(tmp_path
         traffic = msp.sessions.traffic
         stream, channel = await open_stream(msp, dialer, recorder)
         stream.write(b"root\r")
-        dialer.session.mux.send(channel, b"login: ")
+        dialer.session.mux.send(channel, b"login: ", 0.0)
         dialer.session.flush_soon()
         assert await stream.read() == b"login: "
         assert traffic.resumed == 0

@@ -148,7 +148,7 @@ async def test_a_large_result_comes_on_a_channel_of_its_own(tmp_path: Path) -> N
             sent = 0
             while sent < len(body):
                 await until(lambda: dialer.session.mux.room(channel) > 0)
-                dialer.session.mux.send(channel, body[sent : sent + 16384])
+                dialer.session.mux.send(channel, body[sent : sent + 16384], 0.0)
                 sent += 16384
                 dialer.session.flush_soon()
             dialer.session.mux.send_eof(channel)
@@ -208,7 +208,7 @@ async def test_bytes_of_a_stream_arrive_in_both_directions_and_end(tmp_path: Pat
         stream, channel = await open_stream(msp, dialer, recorder)
         stream.write(b"\r")
         await until(lambda: DataReceived(channel, b"\r") in recorder.events)
-        dialer.session.mux.send(channel, b"login: ")
+        dialer.session.mux.send(channel, b"login: ", 0.0)
         dialer.session.mux.send_eof(channel)
         dialer.session.flush_soon()
         assert await stream.read() == b"login: "

@@ -5,6 +5,7 @@ import pytest
 from gwmodule.config import LivenessConfig, MuxConfig
 from gwmodule.errors import ChannelStateError, Code, LocalProtocolError, RemoteProtocolError
 from gwmodule.wire import codec
+from gwmodule.wire.channel import FLOOD_RATE
 from gwmodule.wire.control import build_message
 from gwmodule.wire.events import (
     ChannelAccepted,
@@ -22,7 +23,7 @@ from gwmodule.wire.events import (
 from gwmodule.wire.frames import FrameType, Priority
 from gwmodule.wire.liveness import MAX_PINGS
 from gwmodule.wire.messages import Cancel, GoAway, NoticeAck, Result, ResultTarget
-from gwmodule.wire.mux import SEND_QUEUE
+from gwmodule.wire.mux import SEND_QUEUE, Mux
 from tests.wire.pair import EVERYTHING, TARGET, Pair, events, frames
 
 INTERACTIVE, BULK = Priority.INTERACTIVE, Priority.BULK
@@ -34,6 +35,12 @@ SMALL = MuxConfig(
     bulk_window_cap=256 * 1024,
     max_channels=4,
 )
+
+
+def type_calmly(mux: Mux, number: int, size: int) -> None:
+    """Queue any size on an interactive channel, by a clock slow enough to make it no flood."""
+    for second, done in enumerate(range(0, size, FLOOD_RATE)):
+        mux.send(number, bytes(min(FLOOD_RATE, size - done)), float(second))
 
 
 def types(data: bytes) -> list[FrameType]:
@@ -50,8 +57,8 @@ def test_a_stream_is_offered_accepted_and_carries_bytes_both_ways(pair: Pair) ->
     pair.gateway.accept(number)
     pair.deliver()
     assert events(pair.msp) == [ChannelAccepted(number)]
-    pair.msp.send(number, b"up")
-    pair.gateway.send(number, b"down")
+    pair.msp.send(number, b"up", 0.0)
+    pair.gateway.send(number, b"down", 0.0)
     pair.deliver()
     assert events(pair.gateway) == [DataReceived(number, b"up")]
     assert events(pair.msp) == [DataReceived(number, b"down")]
@@ -73,11 +80,11 @@ def test_a_refusal_tells_code_and_reason(pair: Pair) -> None:
 
 def test_each_direction_ends_by_itself(pair: Pair) -> None:
     number = pair.open()
-    pair.msp.send(number, b"last words")
+    pair.msp.send(number, b"last words", 0.0)
     pair.msp.send_eof(number)
     pair.deliver()
     assert events(pair.gateway) == [DataReceived(number, b"last words"), EofReceived(number)]
-    pair.gateway.send(number, b"an answer")
+    pair.gateway.send(number, b"an answer", 0.0)
     pair.gateway.send_eof(number)
     pair.deliver()
     assert events(pair.msp) == [DataReceived(number, b"an answer"), EofReceived(number)]
@@ -95,7 +102,7 @@ def test_both_ends_may_say_eof_at_once(pair: Pair) -> None:
 
 def test_a_reset_tells_code_and_reason_and_drops_what_is_queued(pair: Pair) -> None:
     number = pair.open()
-    pair.msp.send(number, b"never seen")
+    pair.msp.send(number, b"never seen", 0.0)
     pair.msp.reset(number, Code.POWER_ACTION, "power action by Ann")
     pair.deliver()
     ended = ChannelEnded(number, Code.POWER_ACTION, "power action by Ann")
@@ -120,7 +127,7 @@ def test_a_reset_may_cross_everything_the_peer_says(
     pair: Pair, eof_by_msp: bool, eof_by_gateway: bool, data: bytes
 ) -> None:
     number = pair.open()
-    pair.gateway.send(number, data)
+    pair.gateway.send(number, data, 0.0)
     if eof_by_gateway:
         pair.gateway.send_eof(number)
     if eof_by_msp:
@@ -184,7 +191,7 @@ def test_what_comes_late_for_an_ended_channel_has_no_effect(pair: Pair) -> None:
     number = pair.open()
     pair.msp.reset(number, Code.CANCELLED, "enough")
     pair.msp.reset(number, Code.CANCELLED, "again")
-    pair.msp.send(number, b"late")
+    pair.msp.send(number, b"late", 0.0)
     pair.msp.send_eof(number)
     pair.msp.consume(number, 1, 0.0)
     assert pair.msp.room(number) == 0
@@ -192,7 +199,7 @@ def test_what_comes_late_for_an_ended_channel_has_no_effect(pair: Pair) -> None:
     assert types(down) == [FrameType.RESET]
     pair.gateway.receive_data(down, 0.0)
     # The end still waits among the gateway's events, and its owner cannot know.
-    pair.gateway.send(number, b"late")
+    pair.gateway.send(number, b"late", 0.0)
     pair.gateway.send_eof(number)
     pair.gateway.set_priority(number, BULK)
     pair.gateway.consume(number, 1, 0.0)
@@ -202,11 +209,11 @@ def test_what_comes_late_for_an_ended_channel_has_no_effect(pair: Pair) -> None:
 def test_sending_too_early_or_after_eof_is_our_own_error(pair: Pair) -> None:
     number = pair.msp.open(TARGET, INTERACTIVE)
     with pytest.raises(LocalProtocolError, match="which is OPENING"):
-        pair.msp.send(number, b"early")
+        pair.msp.send(number, b"early", 0.0)
     number = pair.open()
     pair.msp.send_eof(number)
     with pytest.raises(LocalProtocolError, match="which is OPEN"):
-        pair.msp.send(number, b"behind the EOF")
+        pair.msp.send(number, b"behind the EOF", 0.0)
     pair.deliver()
     with pytest.raises(LocalProtocolError, match="which is HALF_CLOSED_LOCAL"):
         pair.msp.send_eof(number)
@@ -244,7 +251,7 @@ def test_all_windows_together_stay_within_the_memory() -> None:
 def test_data_that_is_still_being_read_stays_charged_after_the_channel_ended() -> None:
     pair = Pair(SMALL)
     number = pair.open()
-    pair.msp.send(number, bytes(10000))
+    pair.msp.send(number, bytes(10000), 0.0)
     pair.msp.send_eof(number)
     pair.gateway.send_eof(number)
     pair.deliver()
@@ -263,7 +270,7 @@ def test_data_that_is_still_being_read_stays_charged_after_the_channel_ended() -
 def test_what_is_still_being_read_counts_against_the_memory_and_the_rest_does_not() -> None:
     pair = Pair(MuxConfig(memory=1024 * 1024, control_window=256 * 1024, bulk_window=256 * 1024))
     number = pair.open(BULK)
-    pair.msp.send(number, bytes(200 * 1024))
+    pair.msp.send(number, bytes(200 * 1024), 0.0)
     pair.msp.send_eof(number)
     pair.gateway.send_eof(number)
     pair.deliver()
@@ -288,7 +295,7 @@ def test_a_reset_gives_back_what_was_left_unread() -> None:
         number = pair.open()
         assert pair.gateway.channels == 1
         pair.gateway.send_eof(number)
-        pair.msp.send(number, bytes(10000))
+        pair.msp.send(number, bytes(10000), 0.0)
         pair.deliver()
         pair.msp.send_eof(number)
         pair.deliver()
@@ -298,8 +305,8 @@ def test_a_reset_gives_back_what_was_left_unread() -> None:
 
 def test_a_number_whose_data_is_still_read_is_not_opened_again(pair: Pair) -> None:
     number = pair.open()
-    pair.gateway.send(number, b"unread")
-    pair.msp.send(number, b"unread")
+    pair.gateway.send(number, b"unread", 0.0)
+    pair.msp.send(number, b"unread", 0.0)
     pair.msp.send_eof(number)
     pair.gateway.send_eof(number)
     pair.deliver()
@@ -314,7 +321,7 @@ def test_a_number_whose_data_is_still_read_is_not_opened_again(pair: Pair) -> No
 def test_a_number_comes_back_after_all_others_and_when_the_peer_acknowledged_its_end() -> None:
     pair = Pair(MuxConfig(memory=256 * 1024 * 1024, interactive_window=1, max_channels=40000))
     closed, broken = pair.open(), pair.open()
-    pair.gateway.send(closed, b"u")
+    pair.gateway.send(closed, b"u", 0.0)
     pair.gateway.send_eof(closed)
     pair.deliver()
     refused, *_ = [pair.msp.open(TARGET, INTERACTIVE) for _ in range(32765)]
@@ -368,7 +375,7 @@ def test_a_number_comes_back_after_all_others_and_when_the_peer_acknowledged_its
 def test_the_sender_stops_at_the_limit_and_goes_on_when_it_rises() -> None:
     pair = Pair(SMALL)
     number = pair.open()
-    pair.msp.send(number, bytes(20 * 1024))
+    pair.msp.send(number, bytes(20 * 1024), 0.0)
     pair.deliver()
     received = sum(len(e.data) for e in events(pair.gateway) if isinstance(e, DataReceived))
     assert received == SMALL.interactive_window
@@ -383,7 +390,7 @@ def test_the_sender_stops_at_the_limit_and_goes_on_when_it_rises() -> None:
 def test_an_eof_waits_for_the_last_byte_and_needs_no_credit() -> None:
     pair = Pair(SMALL)
     number = pair.open()
-    pair.msp.send(number, bytes(SMALL.interactive_window + 1))
+    pair.msp.send(number, bytes(SMALL.interactive_window + 1), 0.0)
     pair.msp.send_eof(number)
     pair.deliver()
     assert events(pair.gateway) == [DataReceived(number, bytes(SMALL.interactive_window))]
@@ -394,7 +401,7 @@ def test_an_eof_waits_for_the_last_byte_and_needs_no_credit() -> None:
 
 def test_no_credit_is_given_for_a_direction_that_has_ended(pair: Pair) -> None:
     number = pair.open()
-    pair.msp.send(number, bytes(pair.config.interactive_window))
+    pair.msp.send(number, bytes(pair.config.interactive_window), 0.0)
     pair.msp.send_eof(number)
     pair.deliver()
     pair.gateway.consume(number, pair.config.interactive_window, 0.0)
@@ -409,7 +416,7 @@ def test_a_bulk_window_grows_with_the_round_trip_up_to_its_cap() -> None:
     pair.msp.attach(pair.gateway.received, 0.0)
     sizes = []
     for turn in range(8):
-        pair.msp.send(number, bytes(1024 * 1024))
+        pair.msp.send(number, bytes(1024 * 1024), 0.0)
         pair.deliver()
         size = sum(len(e.data) for e in events(pair.gateway) if isinstance(e, DataReceived))
         sizes.append(size)
@@ -425,7 +432,7 @@ def test_a_bulk_window_does_not_grow_beyond_the_memory() -> None:
     pair.gateway.attach(pair.msp.received, 0.0, rtt=1.0)
     pair.msp.attach(pair.gateway.received, 0.0)
     for turn in range(4):
-        pair.msp.send(number, bytes(1024 * 1024))
+        pair.msp.send(number, bytes(1024 * 1024), 0.0)
         pair.deliver()
         size = sum(len(e.data) for e in events(pair.gateway) if isinstance(e, DataReceived))
         assert size <= 512 * 1024
@@ -457,7 +464,7 @@ def test_a_message_that_is_taken_early_gives_no_credit_yet(pair: Pair) -> None:
 def test_a_source_is_woken_when_its_queue_has_half_gone(pair: Pair) -> None:
     number = pair.open(BULK)
     assert pair.msp.room(number) == SEND_QUEUE[BULK]
-    pair.msp.send(number, bytes(SEND_QUEUE[BULK]))
+    pair.msp.send(number, bytes(SEND_QUEUE[BULK]), 0.0)
     assert pair.msp.room(number) == 0
     pair.msp.data_to_send(SEND_QUEUE[BULK] // 2)
     assert events(pair.msp) == []
@@ -469,7 +476,7 @@ def test_a_source_is_woken_when_its_queue_has_half_gone(pair: Pair) -> None:
 
 def test_a_source_paused_by_a_change_of_class_is_woken(pair: Pair) -> None:
     number = pair.open(BULK)
-    pair.msp.send(number, bytes(SEND_QUEUE[INTERACTIVE] + 1))
+    pair.msp.send(number, bytes(SEND_QUEUE[INTERACTIVE] + 1), 0.0)
     pair.msp.set_priority(number, INTERACTIVE)
     assert pair.msp.room(number) < 0
     pair.msp.data_to_send(EVERYTHING)
@@ -481,9 +488,9 @@ def test_a_source_paused_by_a_change_of_class_is_woken(pair: Pair) -> None:
 
 def test_a_keystroke_overtakes_queued_bulk(pair: Pair) -> None:
     bulk, terminal = pair.open(BULK), pair.open()
-    pair.msp.send(bulk, bytes(200_000))
+    pair.msp.send(bulk, bytes(200_000), 0.0)
     first = pair.msp.data_to_send(budget=1)
-    pair.msp.send(terminal, b"\r")
+    pair.msp.send(terminal, b"\r", 0.0)
     pair.gateway.receive_data(first + pair.msp.data_to_send(budget=1), now=0.0)
     assert events(pair.gateway)[-1] == DataReceived(terminal, b"\r")
 
@@ -493,20 +500,20 @@ def test_a_keystroke_overtakes_long_messages_and_no_short_ones(pair: Pair) -> No
     for call in range(3):
         pair.gateway.send_message(Result(call, Code.OK, 0.0, 1, bytes(3000)))
     first = pair.gateway.data_to_send(budget=1)
-    pair.gateway.send(terminal, b"\r")
+    pair.gateway.send(terminal, b"\r", 0.0)
     pair.msp.receive_data(first + pair.gateway.data_to_send(budget=1), now=0.0)
     assert events(pair.msp)[-1] == DataReceived(terminal, b"\r")
     pair.deliver()
     assert len(events(pair.msp)) == 2
     pair.gateway.send_message(Result(3, Code.OK, 0.0, 1, b"{}"))
-    pair.gateway.send(terminal, b"\r")
+    pair.gateway.send(terminal, b"\r", 0.0)
     assert types(pair.gateway.data_to_send(budget=1)) == [FrameType.RESULT]
 
 
 def test_the_classes_are_strict_control_then_interactive_then_bulk(pair: Pair) -> None:
     bulk, terminal = pair.open(BULK), pair.open()
-    pair.msp.send(bulk, b"bulk")
-    pair.msp.send(terminal, b"key")
+    pair.msp.send(bulk, b"bulk", 0.0)
+    pair.msp.send(terminal, b"key", 0.0)
     pair.msp.send_message(NoticeAck(1))
     opened = pair.msp.open(TARGET, INTERACTIVE)
     pair.msp.go_away(GoAway(Code.SHUTDOWN, "maintenance"))
@@ -523,7 +530,7 @@ def test_the_classes_are_strict_control_then_interactive_then_bulk(pair: Pair) -
 def test_channels_of_one_class_take_turns(pair: Pair) -> None:
     numbers = [pair.open(BULK) for _ in range(3)]
     for number in numbers:
-        pair.msp.send(number, bytes(3 * 16384))
+        pair.msp.send(number, bytes(3 * 16384), 0.0)
     order = [frame.channel for frame in frames(pair.msp.data_to_send(EVERYTHING))]
     assert order == numbers * 3
 
@@ -535,8 +542,8 @@ def test_bulk_keeps_its_share_whatever_the_size_of_its_pieces(piece: int, bulk_c
     bulk, terminal = pair.open(BULK), pair.open()
     pair.msp.bulk_chunk = bulk_chunk
     for _ in range(800):
-        pair.msp.send(bulk, bytes(piece))
-    pair.msp.send(terminal, bytes(1024 * 1024))
+        pair.msp.send(bulk, bytes(piece), 0.0)
+    type_calmly(pair.msp, terminal, 1024 * 1024)
     sizes = {bulk: 0, terminal: 0}
     while sizes[terminal] < 900_000:
         for frame in frames(pair.msp.data_to_send(1)):
@@ -549,29 +556,28 @@ def test_bulk_keeps_its_share_whatever_the_size_of_its_pieces(piece: int, bulk_c
 
 def test_bulk_that_waited_for_nobody_is_owed_nothing(pair: Pair) -> None:
     bulk, terminal = pair.open(BULK), pair.open()
-    pair.msp.send(terminal, bytes(60_000))
+    type_calmly(pair.msp, terminal, 60_000)
     pair.msp.data_to_send(EVERYTHING)
-    pair.msp.send(bulk, bytes(100_000))
-    pair.msp.send(terminal, b"key")
+    pair.msp.send(bulk, bytes(100_000), 0.0)
+    pair.msp.send(terminal, b"key", 60.0)
     assert frames(pair.msp.data_to_send(1))[0].channel == terminal
 
 
 def test_what_bulk_was_owed_ends_with_it(pair: Pair) -> None:
     bulk, terminal = pair.open(BULK), pair.open()
     pair.msp.bulk_chunk = 2048
-    pair.msp.send(bulk, b"short")
-    for _ in range(4):
-        pair.msp.send(terminal, bytes(16000))
+    pair.msp.send(bulk, b"short", 0.0)
+    type_calmly(pair.msp, terminal, 48_000)
     assert [f.channel for f in frames(pair.msp.data_to_send(EVERYTHING))][-2:] == [bulk, terminal]
-    pair.msp.send(bulk, bytes(100_000))
-    pair.msp.send(terminal, b"key")
+    pair.msp.send(bulk, bytes(100_000), 0.0)
+    pair.msp.send(terminal, b"key", 60.0)
     assert frames(pair.msp.data_to_send(1))[0].channel == terminal
 
 
 def test_the_budget_is_overshot_by_at_most_one_frame(pair: Pair) -> None:
     bulk, terminal = pair.open(BULK), pair.open()
-    pair.msp.send(bulk, bytes(100_000))
-    pair.msp.send(terminal, bytes(20_000))
+    pair.msp.send(bulk, bytes(100_000), 0.0)
+    pair.msp.send(terminal, bytes(20_000), 0.0)
     assert pair.msp.data_to_send(0) == b""
     for budget in (1, 100, 16384, 16392, 20_000, 40_000):
         sent = frames(pair.msp.data_to_send(budget))
@@ -582,7 +588,7 @@ def test_chunks_are_never_merged(pair: Pair) -> None:
     number = pair.open()
     chunks = [b"a", b"bc", b"", b"def"]
     for chunk in chunks:
-        pair.msp.send(number, chunk)
+        pair.msp.send(number, chunk, 0.0)
     pair.deliver()
     received = [e.data for e in events(pair.gateway) if isinstance(e, DataReceived)]
     assert received == [b"a", b"bc", b"def"]
@@ -591,8 +597,8 @@ def test_chunks_are_never_merged(pair: Pair) -> None:
 def test_a_paced_bulk_chunk_is_short_and_a_keystroke_is_not_cut(pair: Pair) -> None:
     bulk, terminal = pair.open(BULK), pair.open()
     pair.msp.bulk_chunk = 2048
-    pair.msp.send(bulk, bytes(5000))
-    pair.msp.send(terminal, bytes(5000))
+    pair.msp.send(bulk, bytes(5000), 0.0)
+    pair.msp.send(terminal, bytes(5000), 0.0)
     sizes = [len(frame.payload) for frame in frames(pair.msp.data_to_send(EVERYTHING))]
     assert sizes == [5000, 2048, 2048, 904]
 
@@ -600,11 +606,78 @@ def test_a_paced_bulk_chunk_is_short_and_a_keystroke_is_not_cut(pair: Pair) -> N
 def test_a_stream_can_change_its_class_while_data_waits(pair: Pair) -> None:
     first, second = pair.open(), pair.open()
     assert not pair.msp.shares_the_line
-    pair.msp.send(first, b"first")
-    pair.msp.send(second, b"second")
+    pair.msp.send(first, b"first", 0.0)
+    pair.msp.send(second, b"second", 0.0)
     pair.msp.set_priority(first, BULK)
     assert pair.msp.shares_the_line
     assert [f.channel for f in frames(pair.msp.data_to_send(EVERYTHING))] == [second, first]
+
+
+def test_a_flooding_terminal_goes_with_bulk_until_it_falls() -> None:
+    pair = Pair(MuxConfig(interactive_window=1024 * 1024))
+    flood, terminal = pair.open(), pair.open()
+
+    def order() -> list[int]:
+        return [frame.channel for frame in frames(pair.msp.data_to_send(EVERYTHING))]
+
+    pair.msp.send(flood, bytes(15_999), 0.0)
+    pair.msp.send(terminal, b"key", 0.0)
+    assert order() == [flood, terminal]
+    assert not pair.msp.shares_the_line
+    # 64 kbit/s on the average of two seconds, and one byte more.
+    pair.msp.send(flood, b"12", 0.0)
+    pair.msp.send(terminal, b"key", 0.0)
+    assert order() == [terminal, flood]
+    assert pair.msp.shares_the_line
+    # Above the rate it stays; it needs a second of silence, however long it flooded.
+    for tenth in range(1, 100):
+        pair.msp.send(flood, bytes(900), tenth / 10)
+        pair.msp.send(terminal, b"key", tenth / 10)
+        assert order() == [terminal, flood]
+    pair.msp.send(flood, b"x", 11.0)
+    pair.msp.send(terminal, b"key", 11.0)
+    assert order() == [flood, terminal]
+    assert not pair.msp.shares_the_line
+
+
+def test_what_waits_of_a_terminal_that_becomes_a_flood_goes_along_in_its_order(pair: Pair) -> None:
+    terminal = pair.open()
+    pair.msp.send(terminal, b"first", 0.0)
+    pair.msp.send(terminal, bytes(16_384), 0.0)
+    assert pair.msp.room(terminal) < 0
+    pair.msp.send(terminal, b"last", 60.0)
+    pair.msp.send_eof(terminal)
+    sent = frames(pair.msp.data_to_send(EVERYTHING))
+    assert [frame.payload for frame in sent] == [b"first", bytes(16_384), b"last", b""]
+    assert events(pair.msp) == [ChannelWritable(terminal)]
+
+
+def test_a_flooding_terminal_paces_itself_beside_bulk_alone_and_alone_it_does_not(
+    pair: Pair,
+) -> None:
+    flood = pair.open()
+    pair.msp.send(flood, bytes(16_000), 0.0)
+    assert not pair.msp.shares_the_line
+    pair.open(BULK)
+    assert pair.msp.shares_the_line
+
+
+def test_bulk_never_becomes_a_terminal_by_being_slow(pair: Pair) -> None:
+    bulk, terminal = pair.open(BULK), pair.open()
+    pair.msp.send(bulk, bytes(16_000), 0.0)
+    pair.msp.send(bulk, b"slow", 60.0)
+    pair.msp.send(terminal, b"key", 60.0)
+    sent = [frame.channel for frame in frames(pair.msp.data_to_send(EVERYTHING))]
+    assert sent == [terminal, bulk, bulk]
+
+
+def test_a_flood_that_is_told_its_class_is_measured_afresh(pair: Pair) -> None:
+    flood, terminal = pair.open(), pair.open()
+    pair.msp.send(flood, bytes(16_000), 0.0)
+    pair.msp.set_priority(flood, INTERACTIVE)
+    pair.msp.send(terminal, b"key", 0.0)
+    sent = [frame.channel for frame in frames(pair.msp.data_to_send(EVERYTHING))]
+    assert sent == [flood, terminal]
 
 
 # ---- links and sessions -----------------------------------------------------------------------
@@ -612,15 +685,15 @@ def test_a_stream_can_change_its_class_while_data_waits(pair: Pair) -> None:
 
 def test_a_cut_anywhere_loses_and_doubles_nothing(pair: Pair) -> None:
     number = pair.open()
-    pair.msp.send(number, b"first")
-    pair.msp.send(number, b"second")
-    pair.msp.send(number, b"third")
+    pair.msp.send(number, b"first", 0.0)
+    pair.msp.send(number, b"second", 0.0)
+    pair.msp.send(number, b"third", 0.0)
     wire = pair.msp.data_to_send(EVERYTHING)
     for arrived in range(len(wire) + 1):
         other = Pair()
         assert other.open() == number
         for chunk in (b"first", b"second", b"third"):
-            other.msp.send(number, chunk)
+            other.msp.send(number, chunk, 0.0)
         assert other.msp.data_to_send(EVERYTHING) == wire
         other.gateway.receive_data(wire[:arrived], 0.0)
         other.cut()
@@ -632,10 +705,10 @@ def test_a_cut_anywhere_loses_and_doubles_nothing(pair: Pair) -> None:
 
 def test_what_was_queued_while_away_leaves_behind_the_replay(pair: Pair) -> None:
     number = pair.open()
-    pair.msp.send(number, b"lost on the way")
+    pair.msp.send(number, b"lost on the way", 0.0)
     pair.msp.data_to_send(EVERYTHING)
     pair.cut()
-    pair.msp.send(number, b"said while away")
+    pair.msp.send(number, b"said while away", 0.0)
     pair.resume()
     pair.deliver()
     received = [e.data for e in events(pair.gateway) if isinstance(e, DataReceived)]
@@ -645,7 +718,7 @@ def test_what_was_queued_while_away_leaves_behind_the_replay(pair: Pair) -> None
 def test_a_link_cut_in_the_middle_of_the_replay_is_replayed_again(pair: Pair) -> None:
     number = pair.open()
     for chunk in (b"one", b"two", b"three"):
-        pair.msp.send(number, chunk)
+        pair.msp.send(number, chunk, 0.0)
     pair.msp.data_to_send(EVERYTHING)
     pair.cut()
     pair.resume()
@@ -659,7 +732,7 @@ def test_a_link_cut_in_the_middle_of_the_replay_is_replayed_again(pair: Pair) ->
 
 def test_a_peer_may_have_received_more_than_it_acknowledged(pair: Pair) -> None:
     number = pair.open()
-    pair.msp.send(number, b"data")
+    pair.msp.send(number, b"data", 0.0)
     pair.gateway.receive_data(pair.msp.data_to_send(EVERYTHING), 0.0)
     assert pair.msp.unacknowledged > 0
     pair.cut()
@@ -672,7 +745,7 @@ def test_a_peer_may_have_received_more_than_it_acknowledged(pair: Pair) -> None:
 def test_limits_are_said_again_on_a_new_link() -> None:
     pair = Pair(SMALL)
     number = pair.open()
-    pair.msp.send(number, bytes(20 * 1024))
+    pair.msp.send(number, bytes(20 * 1024), 0.0)
     pair.deliver()
     events(pair.gateway)
     pair.gateway.consume(number, 16 * 1024, 0.0)
@@ -694,7 +767,7 @@ def test_no_limit_is_said_for_a_channel_that_is_being_reset(pair: Pair) -> None:
 
 def test_a_late_read_from_a_lost_link_is_not_counted(pair: Pair) -> None:
     number = pair.open()
-    pair.msp.send(number, b"data")
+    pair.msp.send(number, b"data", 0.0)
     late = pair.msp.data_to_send(EVERYTHING)
     pair.cut()
     pair.gateway.receive_data(late, 0.0)
@@ -770,7 +843,7 @@ def test_every_channel_hears_the_end_of_its_session(pair: Pair) -> None:
 
 def test_one_way_traffic_that_nobody_consumes_is_still_acknowledged(pair: Pair) -> None:
     number = pair.open(BULK)
-    pair.msp.send(number, bytes(pair.config.bulk_window))
+    pair.msp.send(number, bytes(pair.config.bulk_window), 0.0)
     pair.deliver()
     assert pair.msp.unacknowledged < 128 * 1024 + 16392
 
@@ -778,15 +851,15 @@ def test_one_way_traffic_that_nobody_consumes_is_still_acknowledged(pair: Pair) 
 def test_many_small_frames_are_acknowledged(pair: Pair) -> None:
     number = pair.open()
     for _ in range(200):
-        pair.msp.send(number, b"x")
+        pair.msp.send(number, b"x", 0.0)
     pair.deliver()
     assert pair.msp.unacknowledged < 64 * 9
 
 
 def test_the_rest_is_acknowledged_by_ping_and_pong(pair: Pair) -> None:
     number = pair.open()
-    pair.msp.send(number, b"down")
-    pair.gateway.send(number, b"up")
+    pair.msp.send(number, b"down", 0.0)
+    pair.gateway.send(number, b"up", 0.0)
     pair.deliver()
     assert min(pair.msp.unacknowledged, pair.gateway.unacknowledged) > 0
     pair.gateway.handle_timeout(4.0)
@@ -798,7 +871,7 @@ def test_the_replay_buffer_is_bounded_and_an_acknowledgement_lets_it_go_on() -> 
     pair = Pair(MuxConfig(memory=1024 * 1024, control_window=65536, bulk_window=65536))
     number = pair.open(BULK)
     pair.msp.receive_data(codec.build_credit(number, 1 << 40, 0), 0.0)
-    pair.msp.send(number, bytes(4 * 1024 * 1024))
+    pair.msp.send(number, bytes(4 * 1024 * 1024), 0.0)
     sent = frames(pair.msp.data_to_send(EVERYTHING))
     assert pair.msp.unacknowledged < 1024 * 1024 + 16392
     pair.msp.send_message(NoticeAck(1))
@@ -814,7 +887,7 @@ def test_a_full_replay_buffer_on_both_sides_is_no_deadlock() -> None:
     number = pair.open(BULK)
     for mux in (pair.msp, pair.gateway):
         mux.receive_data(codec.build_credit(number, 900 * 1024, 0), 0.0)
-        mux.send(number, bytes(900 * 1024))
+        mux.send(number, bytes(900 * 1024), 0.0)
     up, down = pair.gateway.data_to_send(EVERYTHING), pair.msp.data_to_send(EVERYTHING)
     pair.msp.receive_data(up, 0.0)
     pair.gateway.receive_data(down, 0.0)
@@ -859,7 +932,7 @@ def test_a_timer_that_fires_early_does_nothing(pair: Pair) -> None:
 
 def test_silence_is_found_by_both_sides_whatever_they_write(pair: Pair) -> None:
     number = pair.open()
-    pair.msp.send(number, b"still writing")
+    pair.msp.send(number, b"still writing", 0.0)
     for mux in (pair.msp, pair.gateway):
         mux.handle_timeout(12.5)
         assert events(mux) == [LinkDead(12.5)]
@@ -1054,7 +1127,7 @@ def test_a_pong_answers_once(pair: Pair) -> None:
 
 def test_an_eof_crossing_our_reset_and_eof_ends_the_channel_quietly(pair: Pair) -> None:
     number = pair.open()
-    pair.gateway.send(number, b"unread")
+    pair.gateway.send(number, b"unread", 0.0)
     pair.deliver()
     pair.msp.send_eof(number)
     down = pair.msp.data_to_send(EVERYTHING)

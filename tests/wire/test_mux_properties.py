@@ -103,8 +103,8 @@ def a_conversation() -> bytes:
         events(pair.msp)
 
     for size in (1, 5, 300):
-        pair.msp.send(first, bytes(size))
-        pair.msp.send(second, bytes(size * 7))
+        pair.msp.send(first, bytes(size), 0.0)
+        pair.msp.send(second, bytes(size * 7), 0.0)
         pair.msp.send_message(Cancel(size))
         turn()
     pair.gateway.handle_timeout(4.0)
@@ -144,7 +144,7 @@ def test_what_leaves_under_any_budget_is_the_same_in_the_end(
 ) -> None:
     def say(pair: Pair, budgets: list[int]) -> tuple[bytes, list[Event]]:
         for size in sizes:
-            pair.msp.send(2, bytes([size % 256]) * size)
+            pair.msp.send(2, bytes([size % 256]) * size, 0.0)
             pair.msp.send_message(Result(size, Code.OK, 0.0, 0, b""))
         heard = b""
         for budget in [*budgets, EVERYTHING]:

@@ -281,7 +281,7 @@ def conversation() -> list[tuple[str, Frame]]:
     line.gateway.accept(stream)
     line.turn()
     # StartRedirectionSession for SOL; its way back is cut.
-    line.msp.send(stream, bytes.fromhex("10000000534f4c20"))
+    line.msp.send(stream, bytes.fromhex("10000000534f4c20"), 0.0)
     line.record("msp", line.msp.data_to_send(EVERYTHING))
     line.gateway.detach()
     line.msp.detach()

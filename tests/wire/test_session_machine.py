@@ -165,7 +165,7 @@ class SessionMachine(RuleBasedStateMachine):
         if lives:
             life = lives[seed % len(lives)]
             data = random.Random(seed).randbytes(size)
-            self.muxes[side].send(life.number, data)
+            self.muxes[side].send(life.number, data, self.now)
             life.flows[side].sent += data
 
     @rule(side=st.sampled_from(Side), seed=SEED)
