@@ -17,7 +17,7 @@ from typing import Protocol
 
 from gwmodule.amt.hold import DeviceHold
 from gwmodule.errors import Code, DeviceUnreachable, PolicyRefused
-from gwmodule.ports import REDIRECTION_TCP
+from gwmodule.ports import REDIRECTION_TCP, WSMAN_PORTS
 from gwmodule.telemetry import Counters, EventLog
 from gwmodule.wire.messages import StreamTarget
 from gwmodule.wire.mux import Mux
@@ -131,7 +131,11 @@ class Streams:
         """Close our redirection streams to a device, which refuses power off and cycle while one
         is open. Returns how many there were.
         """
-        mine = [s for s in self._streams.values() if s.target.address == address]
+        mine = [
+            stream
+            for stream in self._streams.values()
+            if stream.target.address == address and stream.target.port not in WSMAN_PORTS
+        ]
         for stream in mine:
             stream.reset(Code.POWER_ACTION, reason)
         return len(mine)

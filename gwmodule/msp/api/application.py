@@ -51,6 +51,7 @@ from gwmodule.msp.records import Device
 from gwmodule.msp.registry import Registry, RegistryConflict
 from gwmodule.msp.seam import SessionsSeam
 from gwmodule.msp.vault import Vault
+from gwmodule.ports import WSMAN_PORTS
 from gwmodule.telemetry import EventLog
 
 Handler = Callable[[Asked], Awaitable[Any]]
@@ -228,7 +229,11 @@ class Api:
 
     def _held(self, tenant: str, device: UUID) -> list[Held]:
         """What a power action would end, by who holds it."""
-        held = [Held(s.holder, s.since) for s in self.streams.to(tenant, device) if not s.viewer]
+        held = [
+            Held(stream.holder, stream.since)
+            for stream in self.streams.to(tenant, device)
+            if not stream.viewer and stream.port not in WSMAN_PORTS
+        ]
         seat = self.consoles.seat(tenant, device)
         return held if seat is None else [*held, Held(seat.name, seat.since)]
 

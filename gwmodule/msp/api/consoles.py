@@ -25,6 +25,7 @@ from gwmodule.msp.sol import SolLogin, SolLost
 from gwmodule.msp.subprotocol import CLOSE_BASE, close_reason
 from gwmodule.msp.vault import Vault
 from gwmodule.msp.viewers import ViewerSocket
+from gwmodule.ports import REDIRECTION_TCP
 
 
 class ConsoleRoutes:
@@ -79,7 +80,9 @@ class ConsoleRoutes:
             await self._consoles.end(tenant, uuid, reason)
             await leave(code, reason)
 
-        stream = OpenStream(tenant, uuid, SOL, asked.actor, close, since=self._clock(), viewer=True)
+        stream = OpenStream(
+            tenant, uuid, REDIRECTION_TCP, SOL, asked.actor, close, since=self._clock(), viewer=True
+        )
         transport, stall = asked.http.transport, self._consoles.settings.stall
         async with self._authenticator.watched(asked, leave):
             with self._streams.held(stream):

@@ -25,7 +25,7 @@ from gwmodule.msp.consoles import Consoles
 from gwmodule.msp.records import NO_PIN, Device
 from gwmodule.msp.registry import Registry
 from gwmodule.msp.seam import SessionsSeam
-from gwmodule.msp.subprotocol import MAX_MESSAGE, SUBPROTOCOL
+from gwmodule.msp.subprotocol import MAX_CLOSE_REASON, MAX_MESSAGE, SUBPROTOCOL
 from gwmodule.msp.vault import Vault
 from gwmodule.msp.webrelay import Ending, WebRelay
 from gwmodule.ports import REDIRECTION_TCP
@@ -42,8 +42,8 @@ _KINDS = {SessionKind.SOL: SOL, SessionKind.IDER: "ider", SessionKind.KVM: "kvm"
 
 @dataclass(eq=False, slots=True)
 class OpenStream:
-    """`close(code, reason)` ends it; `kind` is sol, kvm, ider or empty, and empty until that is
-    known and allowed; `since` in unix seconds.
+    """`close(code, reason)` ends it; `port` is the device's; `kind` is sol, kvm, ider or empty, and
+    empty until that is known and allowed; `since` in unix seconds.
 
     A console's `viewer` does not hold its line: who has the seat does (msp.consoles). A `tool` that
     comes back after its connection was lost says the same as before.
@@ -51,6 +51,7 @@ class OpenStream:
 
     tenant: str
     uuid: UUID
+    port: int
     kind: str
     holder: str
     close: Callable[[Code, str], Awaitable[object]]
@@ -97,7 +98,10 @@ async def _close(stream: OpenStream, code: Code, reason: str) -> None:
 
 
 def busy(holder: str, since: float) -> str:
-    return f"busy: held by {holder} since {time_text(since)}"
+    """A close frame's reason, of which the console's page wants both ends."""
+    text = f"busy: held by {{}} since {time_text(since)}"
+    room = MAX_CLOSE_REASON - len(text.format(""))
+    return text.format(holder if len(holder) <= room else f"{holder[: room - 3]}...")
 
 
 async def open_websocket(
@@ -170,7 +174,14 @@ class Streams:
         await self._record(asked, "stream.open", device, target, None)
         ending = Ending(Code.CANCELLED, "broken off")
         stream = OpenStream(
-            asked.tenant, device.uuid, "", asked.actor, relay.close, self._clock(), tool=query.tool
+            asked.tenant,
+            device.uuid,
+            query.port,
+            "",
+            asked.actor,
+            relay.close,
+            self._clock(),
+            tool=query.tool,
         )
 
         async def claim(kind: SessionKind) -> None:

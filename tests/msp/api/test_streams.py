@@ -1,4 +1,5 @@
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 
 import aiohttp
@@ -7,7 +8,8 @@ import pytest
 from gwmodule.errors import Code
 from gwmodule.msp import webrelay
 from gwmodule.msp.accounts import Role
-from gwmodule.msp.subprotocol import CLOSE_BASE, SUBPROTOCOL
+from gwmodule.msp.api.streams import busy
+from gwmodule.msp.subprotocol import CLOSE_BASE, SUBPROTOCOL, close_reason
 from tests.msp.api.conftest import Site
 from tests.msp.conftest import NOW, PC
 
@@ -155,6 +157,39 @@ async def test_a_stream_that_is_no_serial_line_is_in_nobodys_way(site: Site) -> 
             await another.send_bytes(b"GET /")
             await site.service.session.streams.get()
         await line.close()
+
+
+async def test_only_redirection_is_in_the_way_of_somebody_elses_power_action(site: Site) -> None:
+    headers = {"Authorization": f"Bearer {site.token(Role.TECHNICIAN)}"}
+    login = {"username": "admin", "password": "P@ssw0rd"}
+    off = {"function": "power.set", "arguments": {"state": "off"}, "credential": login}
+
+    async def switched_off() -> tuple[int, str]:
+        call = f"/api/v1/devices/{PC}/call"
+        status, body = await site.request("POST", call, off, token=site.token(Role.ADMIN))
+        return status, body.get("error", "")
+
+    path = f"/relay/webrelay.ashx?p=2&host={PC}&port=16992&tls=0"
+    page = await site.http.ws_connect(site.url + path, headers=headers)
+    await page.send_bytes(b"GET /")
+    await site.service.session.streams.get()
+    assert await switched_off() == (200, "")
+    media = await site.http.ws_connect(
+        site.url + RELAY.replace("mode=sol", "mode=ider"), headers=headers
+    )
+    await media.send_bytes(b"\x10\x00\x00\x00IDER")
+    await site.service.session.streams.get()
+    assert await switched_off() == (409, "BUSY")
+    for each in (page, media):
+        await each.close()
+
+
+def test_a_name_of_any_length_leaves_room_for_since_when() -> None:
+    name = "n" * 64 + "@" + "t" * 63
+    reason = busy(name, 1_800_000_000.0)
+    assert close_reason(reason).decode() == reason
+    assert re.fullmatch(r"busy: held by n{64}@t+\.\.\. since 2027-01-15T08:00:00.000Z", reason)
+    assert busy("n" * 78, 0.0).startswith("busy: held by " + "n" * 78 + " since ")
 
 
 async def test_a_takeover_ends_the_other_and_says_whose_doing_it_is(site: Site) -> None:
