@@ -1,8 +1,10 @@
 """Many gateways in one process, each with its own certificate, session and link.
 
-    python -m tests.bench.many_gateways MSP_HOST:PORT STATE_DIRECTORY BUNDLES
+    python -m tests.bench.many_gateways MSP_HOST:PORT STATE_DIRECTORY BUNDLES [AT_ONCE]
 
-Each line on stdin is how many there shall be; the answer comes when all of them are connected.
+Each line on stdin is how many there shall be. The answer comes when all of them are connected: JSON
+with how many seconds it took for the first half and for all. They shake hands AT_ONCE at a time (64
+unless told): the service tolerates 512 strangers, and with more the gateways' back-off decides.
 A bundle that is not in BUNDLES yet is made with the authority of STATE_DIRECTORY.
 """
 
@@ -10,8 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import json
 import random
 import sys
+import time
 from pathlib import Path
 
 import uvloop
@@ -22,7 +26,6 @@ from gwmodule.uplink.dialer import Dialer, GatewaySession
 from gwmodule.wire.events import Event
 from tests.bench.gateway_end import configuration
 
-# Gateways that shake hands at the same time: the listener tolerates 512 strangers.
 _AT_ONCE = 64
 
 
@@ -30,11 +33,13 @@ class IdleGateway:
     def __init__(self, dialer_slots: asyncio.Semaphore) -> None:
         self._slots = dialer_slots
         self.up = asyncio.Event()
+        self.up_at = 0.0
 
     def session_up(self, session: GatewaySession, fresh: bool) -> None:
         if self.up.is_set():
             raise SystemExit("a session was lost")
         self.up.set()
+        self.up_at = time.monotonic()
         self._slots.release()
 
     def session_event(self, session: GatewaySession, event: Event) -> None:
@@ -54,15 +59,16 @@ def write_bundle(bundle: GatewayBundle, directory: Path) -> Path:
     return path
 
 
-async def run(msp: str, state: Path, directory: Path) -> None:
+async def run(msp: str, state: Path, directory: Path, at_once: int) -> None:
     at = datetime.datetime.now(datetime.UTC).timestamp()
     authority = Authority.open(state, at)
     loop = asyncio.get_running_loop()
     gateways: list[IdleGateway] = []
-    slots = asyncio.Semaphore(_AT_ONCE)
+    slots = asyncio.Semaphore(at_once)
     async with asyncio.TaskGroup() as tasks:
         print("ready", flush=True)
         while line := await loop.run_in_executor(None, sys.stdin.readline):
+            begun, before = time.monotonic(), len(gateways)
             while len(gateways) < int(line):
                 await slots.acquire()
                 name = name_of(len(gateways))
@@ -75,10 +81,13 @@ async def run(msp: str, state: Path, directory: Path) -> None:
                 tasks.create_task(dialer.run(), name=f"dialer-{len(gateways)}")
             for gateway in gateways:
                 await gateway.up.wait()
-            print(len(gateways), flush=True)
+            seconds = sorted(gateway.up_at - begun for gateway in gateways[before:])
+            answer = {"half": seconds[len(seconds) // 2], "all": seconds[-1]}
+            print(json.dumps(answer), flush=True)
         raise SystemExit
 
 
 if __name__ == "__main__":
     start_logging("error")
-    uvloop.run(run(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])))
+    at_once = int(sys.argv[4]) if len(sys.argv) > 4 else _AT_ONCE
+    uvloop.run(run(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), at_once))

@@ -119,6 +119,8 @@ def _service_figures(service: ServiceResult) -> dict[str, float]:
     if service.connects is not None:
         values["service_connects_per_s"] = service.connects.per_second
         values["service_idle_gateway_kib"] = service.connects.kib_each
+    if service.storm is not None:
+        values["service_storm_seconds"] = service.storm.all_seconds
     for row in service.registrations:
         if row.engine == SQLITE:
             values["service_registrations_per_s"] = row.per_second
@@ -308,6 +310,13 @@ def _service_tables(service: ServiceResult) -> list[str]:
         lines += _table(
             "gateways | new per s | CPU ms each | KiB each | before MiB",
             [(n.sessions, n.per_second, n.cpu_ms_each, n.kib_each, n.base_mib)],
+        )
+    if service.storm is not None:
+        g = service.storm
+        lines += ["", "Gateways behind one address that all dial at the same moment:", ""]
+        lines += _table(
+            "gateways | half after s | all after s | turned away on the way",
+            [(g.gateways, g.half_seconds, g.all_seconds, g.refused)],
         )
     return lines
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import sqlite3
 import statistics
 import subprocess
@@ -77,6 +78,16 @@ class ConnectResult:
 
 
 @dataclass(slots=True)
+class StormResult:
+    """Gateways behind one address that all dial at the same moment, with the default back-off."""
+
+    gateways: int
+    half_seconds: float
+    all_seconds: float
+    refused: int
+
+
+@dataclass(slots=True)
 class RegistrationRow:
     """PCs that were not known: a lease and a presence answer each, until both are acknowledged."""
 
@@ -92,6 +103,7 @@ class ServiceResult:
     registrations: list[RegistrationRow] = field(default_factory=list)
     call: CallResult | None = None
     connects: ConnectResult | None = None
+    storm: StormResult | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +146,7 @@ def service(workshop: Workshop, effort: ServiceEffort, say: Say) -> ServiceResul
         _measure(workshop, served, result, effort, say)
         result.call = calls(workshop, served, effort.calls, say)
         result.connects = connects(workshop, served, effort.sessions, say)
+        result.storm = storm(workshop, served, effort.sessions, say)
     programs = postgres.programs()
     if programs is None:
         say(f"  {POSTGRESQL} is not installed (apt-get install postgresql): left out")
@@ -436,6 +449,37 @@ def connects(workshop: Workshop, served: Service, count: int, say: Say) -> Conne
         f" {result.kib_each} KiB each"
     )
     return result
+
+
+def storm(workshop: Workshop, served: Service, count: int, say: Say) -> StormResult:
+    """As after a power cut behind a carrier's NAT: one address has all the strangers' places."""
+    with workshop.started() as started:
+        argv = [workshop.python, "-m", "tests.bench.many_gateways", f"127.0.0.1:{_LISTEN}"]
+        argv += [str(served.state), str(served.bundles), str(count)]
+        many = started.start(None, argv, talks=True, environment=workshop.environment)
+        before = _refused(served)
+        answer = _said(many, str(count), started)
+        refused = _refused(served) - before
+        many.kill()
+    result = StormResult(count, round(answer["half"], 1), round(answer["all"], 1), refused)
+    say(
+        f"  {count} gateways at once: half after {result.half_seconds} s, all after"
+        f" {result.all_seconds} s; {refused} were turned away on the way"
+    )
+    return result
+
+
+def _refused(served: Service) -> int:
+    async def request() -> str:
+        connector = aiohttp.UnixConnector(str(served.api))
+        async with (
+            aiohttp.ClientSession(connector=connector) as http,
+            http.get("http://localhost/metrics") as answer,
+        ):
+            return await answer.text()
+
+    (value,) = re.findall(r'strangers_cut_total\{port="link"\} (\S+)', asyncio.run(request()))
+    return int(float(value))
 
 
 def registrations(workshop: Workshop, served: Service, count: int, say: Say) -> RegistrationRow:
