@@ -275,4 +275,14 @@ MIGRATIONS: tuple[Step, ...] = (
         );
         """,
     ),
+    # 6: the Idempotency-Keys of a day, so that a restart or another node does not act again
+    Step(
+        """
+        CREATE TABLE used_keys (
+            id BLOB PRIMARY KEY,            -- SHA-256 of tenant, actor and key
+            used_at REAL NOT NULL
+        );
+        CREATE INDEX used_keys_used_at ON used_keys (used_at);
+        """,
+    ),
 )

@@ -20,7 +20,9 @@ from gwmodule.amt.digest import ha1
 from gwmodule.errors import ChannelReset, Code, ConfigError, DeadlineExceeded, LinkLost
 from gwmodule.msp.api import unix_socket
 from gwmodule.msp.api.devices import PART
+from gwmodule.msp.api.once import Answers, UsedKeys
 from gwmodule.msp.client import ApiRefused
+from gwmodule.msp.database import RegistryError
 from gwmodule.msp.records import State
 from gwmodule.wire.frames import CredentialMode, TlsMode
 from gwmodule.wire.messages import Result
@@ -350,6 +352,44 @@ async def test_a_request_that_was_broken_off_does_not_act_again(service: Service
         (504, "OUTCOME_UNKNOWN"),
     ]
     assert len(service.session.calls) == 1
+
+
+async def test_a_repetition_after_a_restart_does_not_act_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.session.answer = answer(Code.OK, {})
+
+    async def reset(key: str) -> tuple[int, Any]:
+        body = {"function": "power.set", "arguments": {"state": 10}}
+        headers = {"Idempotency-Key": key}
+        return await raw(service, "POST", f"{DEVICE}/call", json=body, headers=headers)
+
+    assert (await reset("k"))[0] == 200
+    monkeypatch.setattr(service.api.calls, "_answers", Answers())
+    for _ in range(2):
+        status, error = await reset("k")
+        assert (status, error["error"]) == (504, "OUTCOME_UNKNOWN")
+    assert len(service.session.calls) == 1
+    assert (await reset("l"))[0] == 200
+    assert len(service.session.calls) == 2
+
+
+async def test_a_full_disk_keeps_nobody_from_acting_once(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def use(*_: object) -> bool:
+        raise RegistryError("registry: database or disk is full")
+
+    monkeypatch.setattr(UsedKeys, "use", use)
+    service.session.answer = answer(Code.OK, {})
+    body = {"function": "power.set", "arguments": {"state": 10}}
+    for _ in range(2):
+        status, _ = await raw(
+            service, "POST", f"{DEVICE}/call", json=body, headers={"Idempotency-Key": "k"}
+        )
+        assert status == 200
+    assert len(service.session.calls) == 1
+    assert "idempotency_key_failed" in caplog.text
 
 
 async def test_a_repetition_that_gives_up_waiting_costs_the_first_request_nothing(

@@ -35,6 +35,7 @@ from gwmodule.msp.api.events import Events
 from gwmodule.msp.api.gateways import Gateways
 from gwmodule.msp.api.listening import MAX_STRANGERS
 from gwmodule.msp.api.metrics import Metrics
+from gwmodule.msp.api.once import UsedKeys
 from gwmodule.msp.api.openapi import document
 from gwmodule.msp.api.routes import ROUTES, Route
 from gwmodule.msp.api.service import Service
@@ -123,6 +124,7 @@ class Api:
             parts.sessions,
             parts.vault,
             self.events,
+            UsedKeys(parts.database),
             clock,
             self.metrics.called,
             self._held,

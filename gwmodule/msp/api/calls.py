@@ -40,7 +40,7 @@ from gwmodule.msp.api.answers import (
 )
 from gwmodule.msp.api.asking import GUID, Asked, actor_of
 from gwmodule.msp.api.events import Events
-from gwmodule.msp.api.once import Answers
+from gwmodule.msp.api.once import Answers, UsedKeys
 from gwmodule.msp.api.payloads import CallRequest, Login
 from gwmodule.msp.database import RegistryError
 from gwmodule.msp.records import NO_PIN, Device, Host, State
@@ -62,6 +62,9 @@ MAX_TOLD = 64
 # These can change the device's own accounts, and so outlive every right that we could take away.
 _RAW_WRITES = frozenset({"wsman.put", "wsman.invoke"})
 _POWER_STATE = next(a for a in CATALOGUE["power.set"].arguments if a.name == "state")
+_FORGOTTEN = (
+    504, "OUTCOME_UNKNOWN", "this Idempotency-Key was used before; its answer is not here any more"
+)  # fmt: skip
 _CALL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -103,6 +106,7 @@ class Calls:
         sessions: SessionsSeam,
         vault: Vault,
         events: Events,
+        used_keys: UsedKeys,
         clock: Callable[[], float],
         observe: Callable[[str, str, float], None] = lambda function, result, seconds: None,
         held: Callable[[str, UUID], Sequence[Held]] = lambda tenant, device: (),
@@ -111,6 +115,7 @@ class Calls:
         self._sessions = sessions
         self._vault = vault
         self._events = events
+        self._used_keys = used_keys
         self._clock = clock
         self._observe = observe
         self._held = held
@@ -298,7 +303,7 @@ class Calls:
             return copy_of(await asyncio.shield(known.response))
         answer = self._answers.begin(*key, fingerprint)
         try:
-            response = await act()
+            response = await act() if await self._is_first(key) else error_response(*_FORGOTTEN)
         except ApiError as exc:
             response = exc.response()
         except BaseException:
@@ -308,6 +313,15 @@ class Calls:
             raise
         self._answers.end(asked.tenant, answer, response)
         return copy_of(response)
+
+    async def _is_first(self, key: tuple[str, str, str]) -> bool:
+        try:
+            return await self._used_keys.use(*key, self._clock())
+        except RegistryError as exc:
+            # As with the audit: a full disk must not keep a technician from a dead PC. This
+            # process knows the key, and only its successor would not.
+            self._log.error("idempotency_key_failed", reason=exc)
+            return True
 
     async def record(
         self,

@@ -1,22 +1,30 @@
 """Answers that are kept, so that a repeated request acts once (Idempotency-Key).
 
+    Answers     in this process: the answer itself, the last ones of a tenant
+    UsedKeys    in the database: only that there was a request; on every node, over a restart
+
 Each tenant has its own room, so that nobody can push another's answers out; and what is still
-running is never pushed out, because its repetition would act a second time.
+running is never pushed out, so that its repetition can wait for the answer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
 from gwmodule.msp.api.answers import ApiError
+from gwmodule.msp.database import Database
 
 # Of one tenant. A result has up to 2 MiB; the oldest are forgotten when there are more bytes.
 MAX_ANSWERS = 256
 MAX_KEPT = 8 * 1024 * 1024
+# Seconds for which a key does not act again. Who repeats a request later means a new one.
+REMEMBERED = 86400.0
 
 
 @dataclass(slots=True)
@@ -65,3 +73,20 @@ class Answers:
             if answer.response.done():
                 return kept.pop(name)
         return None
+
+
+class UsedKeys:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def use(self, tenant: str, actor: str, key: str, now: float) -> bool:
+        """False when it was used within REMEMBERED; RegistryError when nobody can say."""
+        name = hashlib.sha256(json.dumps([tenant, actor, key]).encode()).digest()
+        async with self._database.transaction() as db:
+            await db.execute("DELETE FROM used_keys WHERE used_at <= $1", now - REMEMBERED)
+            changed = await db.execute(
+                "INSERT INTO used_keys (id, used_at) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+                name,
+                now,
+            )
+        return changed == 1

@@ -22,7 +22,7 @@ _PATH_SCHEMAS: dict[str, Any] = {
     "user": p.UserName,
 }
 _HEADERS = {
-    "Idempotency-Key": "repeat the request with the same key and it acts once",
+    "Idempotency-Key": "repeat the request with the same key within a day and it acts once",
     "Call-Id": "a name for the call, to watch it by /api/v1/events and to cancel it",
     "AMT-Authorization": "Basic: the device's login, where none is stored",
 }
@@ -161,9 +161,11 @@ running service.
 - **Roles**: viewer, technician, admin; each may do what the one before it may. What belongs to
   another tenant does not exist (404).
 - **Errors**: always `{"error": "NAME", "errorDescription": "a sentence"}`. `error` is for programs.
-- **At most once**: routes marked *acts* take `Idempotency-Key`; a repetition gets the first answer.
-  If the gateway's session is lost before the result, the answer is 504 `OUTCOME_UNKNOWN`, and
-  nothing repeats the call by itself.
+- **At most once**: routes marked *acts* take `Idempotency-Key`; for a day a repetition does not act
+  again, on whatever node and after a restart. It gets the first answer while the process that gave
+  it has it (the last 256 of a tenant, 8 MiB), else 504 `OUTCOME_UNKNOWN`: read the state before
+  you repeat with a new key. If the gateway's session is lost before the result, the answer is the
+  same 504, and nothing repeats the call by itself.
 - **Calls** take a `Call-Id` of the caller's choice; progress comes as event `call` of
   `/api/v1/events`, and `DELETE /api/v1/calls/{id}` cancels. The device's login is the body's
   `credential`, or `AMT-Authorization: Basic`, or the stored one.

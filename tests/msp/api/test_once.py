@@ -4,7 +4,9 @@ import pytest
 from aiohttp import web
 
 from gwmodule.msp.api.answers import ApiError
-from gwmodule.msp.api.once import MAX_ANSWERS, MAX_KEPT, Answers
+from gwmodule.msp.api.once import MAX_ANSWERS, MAX_KEPT, REMEMBERED, Answers, UsedKeys
+from gwmodule.msp.database import Database
+from tests.msp.conftest import NOW
 
 
 async def test_an_answer_is_found_by_who_asked_and_its_key() -> None:
@@ -46,3 +48,13 @@ async def test_the_bytes_of_a_tenant_are_bounded() -> None:
         answers.end("a", answer, web.Response(body=bytes(large)))
     kept = [n for n in range(20) if answers.find("a", "anna", str(n))]
     assert kept == [16, 17, 18, 19]
+
+
+async def test_a_key_is_used_once_a_day_on_whatever_node(database: Database) -> None:
+    assert await UsedKeys(database).use("a", "anna", "k", NOW)
+    assert not await UsedKeys(database).use("a", "anna", "k", NOW + REMEMBERED - 1)
+    for other in (("b", "anna", "k"), ("a", "bob", "k"), ("a", "anna", "l"), ("a", "annak", "")):
+        assert await UsedKeys(database).use(*other, NOW)
+    assert await UsedKeys(database).use("a", "anna", "k", NOW + REMEMBERED)
+    (row,) = await database.fetch("SELECT count(*) AS keys FROM used_keys")
+    assert row["keys"] == 1
