@@ -166,6 +166,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "replay": str(defaults.memory),
         "channels": str(defaults.max_channels),
         "answers waiting": str(mux.MAX_ANSWERS),
+        "messages waiting": str(mux.MAX_MESSAGES),
         "PINGs unanswered": str(MAX_PINGS),
         "frames to an ACK": str(mux.ACK_FRAMES),
         "bytes to an ACK": str(mux.ACK_BYTES),
