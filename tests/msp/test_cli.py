@@ -157,8 +157,21 @@ async def test_identify_prints_the_uuid(service: Service) -> None:
     code, _, err = await run(service, "identify", "home1", "02:00:00:00:00:08")
     assert (code, err) == (
         1,
-        "gwmodule-msp: gateway home1 never reported 02:00:00:00:00:08\n",
+        "gwmodule-msp: gateway home1 has not reported 02:00:00:00:00:08 yet\n",
     )
+
+
+async def test_identify_takes_the_login_that_is_stored_for_all(service: Service) -> None:
+    await service.tell(presence(mac=bytes.fromhex("020000000007"), uuid=None))
+    service.session.answer = answer(Code.OK, {"uuid": OTHER})
+    argv = ("identify", "home1", "02:00:00:00:00:07")
+    code, _, err = await run(service, *argv, password=None)
+    assert (code, "no password" in err) == (2, True)
+    await service.vault.store("default", None, "shop", "everywhere", NOW, actor="test")
+    code, out, _ = await run(service, *argv, password=None)
+    assert (code, out, service.session.credential.username) == (0, f"{OTHER}\n", "shop")
+    code, _, _ = await run(service, *argv, "--user", "other")
+    assert (code, service.session.credential.username) == (0, "other")
 
 
 async def test_a_new_gateway_gets_a_configuration_that_loads(

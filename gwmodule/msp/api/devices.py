@@ -231,7 +231,7 @@ class Devices:
         record = await self._registry.gateway(gateway)
         host = await self._registry.host(gateway, mac)
         if host is None or record is None or record.tenant != asked.tenant:
-            raise not_found(f"gateway {gateway[:64]} never reported {format_mac(mac)}")
+            raise not_found(f"gateway {gateway[:64]} has not reported {format_mac(mac)} yet")
         call = p.CallRequest(
             "identity.get",
             credential=body.credential,

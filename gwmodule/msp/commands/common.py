@@ -211,22 +211,26 @@ def login_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 async def login_or_stored(
-    options: argparse.Namespace, client: ApiClient, guid: str
+    options: argparse.Namespace, client: ApiClient, guid: str | None
 ) -> dict[str, Any]:
-    """Nothing to send where the service has the login, and the technician gives no other."""
+    """Nothing to send where the service has the login, and the technician gives no other.
+
+    `guid` is None for a device that nobody has identified yet: it has the login of all at most.
+    """
     if options.challenge or await gives_login(options, client, guid):
         return login_of(options)
     return {}
 
 
-async def gives_login(options: argparse.Namespace, client: ApiClient, guid: str) -> bool:
+async def gives_login(options: argparse.Namespace, client: ApiClient, guid: str | None) -> bool:
     """Whether the technician gives the device's login himself, or must: none is stored."""
     gives = options.password_file or "AMT_PASSWORD" in os.environ or options.user
     return bool(gives) or not await _is_stored(client, guid)
 
 
-async def _is_stored(client: ApiClient, guid: str) -> bool:
-    for path in (f"/api/v1/devices/{guid}/credential", "/api/v1/credential"):
+async def _is_stored(client: ApiClient, guid: str | None) -> bool:
+    own = [] if guid is None else [f"/api/v1/devices/{guid}/credential"]
+    for path in (*own, "/api/v1/credential"):
         try:
             await client.request("GET", path)
         except ApiRefused as exc:

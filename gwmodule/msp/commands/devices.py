@@ -12,7 +12,7 @@ from gwmodule.msp.commands.common import (
     Command,
     add_login,
     call_options,
-    login_of,
+    login_or_stored,
     online,
     path_segment,
     resolve,
@@ -155,7 +155,7 @@ async def _identify(options: argparse.Namespace, client: ApiClient) -> int:
     device = await client.request(
         "POST",
         f"/api/v1/candidates/{path_segment(options.gateway)}/{path_segment(options.mac)}/identify",
-        login_of(options) | call_options(options),
+        await login_or_stored(options, client, None) | call_options(options),
         timeout=options.deadline + GRACE,
     )
     if options.json:
