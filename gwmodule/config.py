@@ -22,6 +22,8 @@ from gwmodule import uci
 from gwmodule.errors import ConfigError
 from gwmodule.ports import HELLO_PORT
 
+# Seconds: an MSP keeps a silent link for no longer, whatever the gateway says.
+MAX_LINK_TIMEOUT = 600
 MAX_FILE = 64 * 1024  # A gateway's configuration is under 2 KiB; more is a wrong file.
 
 RUNTIME_DIRECTORY = "/run/gwmodule"
@@ -83,8 +85,8 @@ class MuxConfig:
 class LivenessConfig:
     """Seconds. The deadline runs on received frames and does not care about our writes."""
 
-    interval: float = setting(4.0, low=0.05, high=600)
-    timeout: float = setting(12.0, low=0.15, high=3600)
+    interval: float = setting(4.0, low=0.05, high=MAX_LINK_TIMEOUT / 3)
+    timeout: float = setting(12.0, low=0.15, high=MAX_LINK_TIMEOUT)
 
     def __post_init__(self) -> None:
         if self.timeout < 3 * self.interval:

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from gwmodule.amt.digest import Responder, Wanted
 from gwmodule.amt.hold import ToolHold
-from gwmodule.config import LivenessConfig, MuxConfig
+from gwmodule.config import MAX_LINK_TIMEOUT, LivenessConfig, MuxConfig
 from gwmodule.errors import (
     AuthenticationFailed,
     ChannelReset,
@@ -109,7 +109,7 @@ class Session:
         self.resumes = 0
         # Its own until it is added to `Sessions`, which share one.
         self.traffic = Traffic()
-        timeout = min(max(greeting.timeout, 0.3), 600.0)
+        timeout = min(max(greeting.timeout, 0.3), MAX_LINK_TIMEOUT)
         liveness = LivenessConfig(interval=timeout / 3, timeout=timeout)
         # The jitter of pings only; they come from the gateway.
         self.mux = Mux(Side.MSP, mux_config, liveness, random.Random())
