@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from ipaddress import IPv4Address
 from uuid import UUID
@@ -14,6 +15,7 @@ from gwmodule.config import DevicesConfig, ProbeConfig
 from gwmodule.devices import FIRST_RETRY, Devices, Probe
 from gwmodule.wire.messages import Notice
 from gwmodule.wire.notices import (
+    MAX_HELLO,
     NO_MAC,
     Digest,
     Gone,
@@ -200,6 +202,33 @@ def test_the_digest_knows_no_order_and_no_times(devices: Devices) -> None:
     assert devices.digest().devices == 2
     other.observe(replace(LEASE, address=IPv4Address("192.168.1.99")), 78.0)
     assert devices.digest() != other.digest()
+
+
+def test_the_digest_covers_every_kind_and_every_byte_of_a_hello(devices: Devices) -> None:
+    digests = [devices.digest().sha256]
+    for observation in (HELLO, replace(HELLO, raw=b"hellp"), LEASE, LeaseEnd(MAC, ADDRESS)):
+        devices.observe(observation, 0.0)
+        digests.append(devices.digest().sha256)
+    answer(devices, 0.0)
+    digests.append(devices.digest().sha256)
+    assert len(set(digests)) == len(digests)
+
+
+def test_the_digest_of_a_full_table_of_the_largest_hellos_takes_little_memory() -> None:
+    devices = Devices(DevicesConfig(max_devices=1024), PROBE)
+    # What a repr shows as four characters each.
+    raw = b"\xff" * MAX_HELLO
+    for number in range(1024):
+        mac, address = numbered(number)
+        uuid = UUID(int=number + 1)
+        devices.observe(replace(HELLO, uuid=uuid, mac=mac, address=address, raw=raw), 0.0)
+    tracemalloc.start()
+    try:
+        assert devices.digest().devices == 1024
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 512 * 1024
 
 
 def test_capture_cannot_forge_answers(devices: Devices) -> None:
