@@ -29,13 +29,17 @@ class _Service:
         self._started = 0.0
 
     def start(self, now: float) -> None:
-        self.process = subprocess.Popen(
-            self._argv, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent
-        )
         self._started = now
         self.start_at = float("inf")
+        try:
+            self.process = subprocess.Popen(
+                self._argv, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent
+            )
+        except (OSError, subprocess.SubprocessError) as exc:
+            # Out of memory or processes, which passes; the other service would die with us.
+            self.died(f'"not started: {exc}"', now)
 
-    def died(self, status: int, now: float) -> None:
+    def died(self, status: int | str, now: float) -> None:
         sys.stderr.write(
             f"WARNING gwmodule event=service_died service={self.name} status={status}\n"
         )

@@ -37,12 +37,16 @@ RUN = (
 
 
 class Supervised:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, before: str = "") -> None:
         self.directory = directory
         service = directory / "service"
         service.write_text(SERVICE.format(python=sys.executable))
         service.chmod(0o755)
-        self.process = subprocess.Popen([sys.executable, "-c", RUN, str(service), str(directory)])
+        self.errors = directory / "errors"
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", before + RUN, str(service), str(directory)], stderr=errors
+            )
 
     def lines(self) -> list[list[str]]:
         log = self.directory / "log"
@@ -75,6 +79,46 @@ def test_a_killed_service_is_started_again_and_the_other_does_not_notice(
     os.kill(relay, signal.SIGKILL)
     assert supervised.wait("relay", "started", 2)[1] != relay
     assert supervised.wait("capture", "started") == [capture]
+
+
+def test_a_service_that_cannot_be_started_is_tried_again_and_the_other_does_not_notice(
+    supervised: Supervised,
+) -> None:
+    (relay,) = supervised.wait("relay", "started")
+    (capture,) = supervised.wait("capture", "started")
+    service = supervised.directory / "service"
+    service.chmod(0)
+    os.kill(relay, signal.SIGKILL)
+    deadline = time.monotonic() + 15
+    while "Permission denied" not in supervised.errors.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    service.chmod(0o755)
+    assert supervised.wait("relay", "started", 2)[1] != relay
+    assert supervised.wait("capture", "started") == [capture]
+    assert "service=relay status=-9" in supervised.errors.read_text()
+
+
+@pytest.mark.parametrize(
+    "raised",
+    ["OSError(11, 'Resource temporarily unavailable')", "subprocess.SubprocessError('preexec_fn')"],
+)
+def test_whatever_keeps_a_service_from_starting_is_no_end(tmp_path: Path, raised: str) -> None:
+    once = (
+        "import subprocess\n"
+        "class Popen(subprocess.Popen):\n"
+        "    def __init__(self, *args, **kwargs):\n"
+        "        subprocess.Popen = Popen.__base__\n"
+        f"        raise {raised}\n"
+        "subprocess.Popen = Popen\n"
+    )
+    made = Supervised(tmp_path, once)
+    try:
+        made.wait("relay", "started")
+        made.wait("capture", "started")
+    finally:
+        made.process.kill()
+        made.process.wait()
 
 
 def test_sigterm_stops_the_services_first(supervised: Supervised) -> None:
