@@ -603,8 +603,9 @@ def _timeless(seen: Seen) -> str:
         case Lease() as lease:
             return repr(replace(lease, seconds=0))
         case Hello() as hello:
-            # As text it would be four times as long, and take ten times as long to hash.
-            raw = hashlib.sha256(hello.raw).digest()
+            # Bytes 4 to 7 of every version are the retry counter again. As text the message would
+            # be four times as long, and take ten times as long to hash.
+            raw = hashlib.sha256(hello.raw[:4] + hello.raw[8:]).digest()
             return repr(replace(hello, retry=0, raw=raw))
         case other:
             return repr(other)

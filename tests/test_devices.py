@@ -27,6 +27,7 @@ from gwmodule.wire.notices import (
     Provisioning,
     Source,
 )
+from tests.capture.frames import HELLO_B
 
 MAC = bytes.fromhex("020000000110")
 OTHER_MAC = bytes.fromhex("020000000111")
@@ -204,14 +205,23 @@ def test_the_digest_knows_no_order_and_no_times(devices: Devices) -> None:
     assert devices.digest() != other.digest()
 
 
-def test_the_digest_covers_every_kind_and_every_byte_of_a_hello(devices: Devices) -> None:
+def test_the_digest_covers_every_kind_and_what_a_hello_says(devices: Devices) -> None:
     digests = [devices.digest().sha256]
-    for observation in (HELLO, replace(HELLO, raw=b"hellp"), LEASE, LeaseEnd(MAC, ADDRESS)):
+    for observation in (HELLO, replace(HELLO, raw=b"Hello"), LEASE, LeaseEnd(MAC, ADDRESS)):
         devices.observe(observation, 0.0)
         digests.append(devices.digest().sha256)
     answer(devices, 0.0)
     digests.append(devices.digest().sha256)
     assert len(set(digests)) == len(digests)
+
+
+def test_a_hello_that_is_repeated_does_not_change_the_digest(devices: Devices) -> None:
+    digests = set()
+    for retry in range(3):
+        raw = HELLO_B[:4] + retry.to_bytes(4, "little") + HELLO_B[8:]
+        devices.observe(replace(HELLO, retry=retry, raw=raw), 60.0 * retry)
+        digests.add(devices.digest().sha256)
+    assert len(digests) == 1
 
 
 def test_the_digest_of_a_full_table_of_the_largest_hellos_takes_little_memory() -> None:
