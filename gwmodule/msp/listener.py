@@ -133,10 +133,9 @@ class GatewayListener:
         """One after the other, so that of two links of one gateway the later one wins."""
         while True:
             arrival = await self._arrivals.get()
-            link, greeting = arrival.link, arrival.greeting
+            link, greeting, identity = arrival.link, arrival.greeting, arrival.identity
             if link.closed or greeting is None:
                 continue
-            identity = link.identity
             try:
                 known = bool(identity.name) and await self._registry.is_gateway_allowed(*identity)
             except GatewayError as exc:
@@ -289,6 +288,7 @@ class _Arrival:
         self._listener = listener
         loop = asyncio.get_running_loop()
         self.greeting: Greeting | None = None
+        self.identity = PeerIdentity("", "")
         self._handshake = Handshake(FrameType.GREETING, loop.time() + _HANDSHAKE_TIMEOUT)
         self.link = Link(loop, sock, TlsEngine(listener.context, None), self)
         self.link.machine = self._handshake
@@ -298,7 +298,7 @@ class _Arrival:
         return self._handshake.rest()
 
     def link_ready(self, link: Link) -> None:
-        """TLS is up; the greeting is still to come."""
+        self.identity = link.identity
 
     def link_progress(self, link: Link) -> None:
         event = self._handshake.next_event()

@@ -112,9 +112,8 @@ class TlsEngine:
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as exc:
-            # A close_notify (ZERO_RETURN) behind data still delivers the data.
-            if not parts:
-                raise LinkLost(f"TLS: {exc.reason or exc}") from exc
+            # OpenSSL gives up on the connection, and so nothing that came with it counts.
+            raise LinkLost(f"TLS: {exc.reason or exc}") from exc
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def handshake(self) -> bool:
@@ -133,7 +132,10 @@ class TlsEngine:
 
     def encrypt(self, data: bytes) -> bytes:
         """Plaintext in, ciphertext out."""
-        self._object.write(data)
+        try:
+            self._object.write(data)
+        except ssl.SSLError as exc:
+            raise LinkLost(f"TLS: {exc.reason or exc}") from exc
         return self._outgoing.read()
 
     def close_notify(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gwmodule.errors import Code
-from gwmodule.uplink.tls import client_context
+from gwmodule.uplink.tls import TlsEngine, client_context
 from gwmodule.wire.codec import (
     Decoder,
     build_ack,
@@ -117,6 +117,33 @@ async def test_what_breaks_the_protocol_is_named_and_ends_that_link(
             said = await goaway(reader)
         assert (said.code, text in said.reason) == (code, True), said
         await until(lambda: [s.gateway for s in msp.sessions.all()] == ["gw-1"])
+        assert good.connected
+        assert recorder.ups == [True]
+
+
+@pytest.mark.parametrize("gateway", ["gw-2", "revoked"])
+async def test_a_greeting_with_a_broken_record_behind_it_ends_that_link_only(
+    tmp_path: Path, gateway: str
+) -> None:
+    async with peers(tmp_path) as msp:
+        good, recorder, _ = msp.start_gateway(msp.config())
+        await until(lambda: recorder.ups)
+        context = client_context(msp.config(gateway).tls, clock_trusted=True)
+        engine = TlsEngine(context, "msp.example")
+        reader, writer = await asyncio.open_connection("127.0.0.1", msp.port)
+        async with asyncio.timeout(5):
+            while not engine.handshake():
+                writer.write(engine.data_to_send())
+                engine.receive(await reader.read(65536))
+            writer.write(engine.data_to_send())
+            # In one piece, so that one read of the service gets both.
+            writer.write(engine.encrypt(greeting()) + b"\x17\x03\x03\x00\x40" + bytes(64))
+            with contextlib.suppress(ConnectionError):
+                while await reader.read(65536):
+                    pass
+        writer.transport.abort()
+        await until(lambda: not msp.listener.strangers.all())
+        assert [session.gateway for session in msp.sessions.all()] == ["gw-1"]
         assert good.connected
         assert recorder.ups == [True]
 

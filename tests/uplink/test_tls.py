@@ -89,6 +89,28 @@ def test_garbage_is_a_lost_link(tmp_path: Path) -> None:
         server.receive(b"GET / HTTP/1.1\r\n\r\n")
 
 
+def test_what_comes_with_a_broken_record_does_not_count(tmp_path: Path) -> None:
+    peers = Peers(tmp_path)
+    client, server = pair(peers, peers.config().tls)
+    shake(client, server)
+    with pytest.raises(LinkLost, match="TLS: "):
+        server.receive(client.encrypt(b"greeting") + b"\x17\x03\x03\x00\x40" + bytes(64))
+    with pytest.raises(LinkLost):
+        server.encrypt(b"an answer")
+
+
+def test_what_comes_with_the_peers_end_is_delivered(tmp_path: Path) -> None:
+    peers = Peers(tmp_path)
+    client, server = pair(peers, peers.config().tls)
+    shake(client, server)
+    data = client.encrypt(b"last words")
+    client.close_notify()
+    assert server.receive(data + client.data_to_send()) == b"last words"
+    assert server.peer_identity().name == "gw-1"
+    # TCP's own end follows, and that is what ends the link.
+    assert server.receive(b"") == b""
+
+
 def test_an_expired_certificate_counts_only_when_the_clock_does(tmp_path: Path) -> None:
     old = Authority.open(tmp_path / "ca", NOW - 15 * YEAR)
     old.ensure_server_certificate(["msp.example"], NOW - 15 * YEAR)
