@@ -168,13 +168,15 @@ class Session:
         link.machine = self.mux
 
     def detach(self) -> None:
-        """Let go of a link that another one replaces."""
         self.mux.detach()
         self._link = None
 
     def drop_link(self, goaway: GoAway) -> None:
-        if self._link is not None:
-            self._link.close(goaway)
+        """Let go of a link that another one replaces."""
+        link = self._link
+        if link is not None:
+            self.detach()
+            link.close(goaway)
             self.traffic.links_lost[goaway.code] += 1
 
     def send_away(self, reason: str, address: str, deadline: int) -> None:

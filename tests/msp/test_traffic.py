@@ -7,6 +7,7 @@ from gwmodule.errors import ChannelReset, Code, LinkLost
 from gwmodule.msp.traffic import Direction
 from gwmodule.wire.events import ChannelOpened
 from gwmodule.wire.frames import Priority
+from gwmodule.wire.messages import GoAway
 from tests.uplink.peers import peers, until
 from tests.uplink.test_dialer import TARGET, open_stream
 
@@ -78,3 +79,13 @@ async def test_a_link_that_is_lost_is_counted(tmp_path: Path) -> None:
         dialer.reconnect("test")
         await until(lambda: recorder.ups == [True, False, False])
         assert sum(msp.sessions.traffic.links_lost.values()) == 2
+
+
+async def test_a_link_that_another_one_replaces_is_counted_once(tmp_path: Path) -> None:
+    async with peers(tmp_path) as msp:
+        _, recorder, _ = msp.start_gateway(msp.config())
+        await until(lambda: recorder.ups)
+        session = msp.sessions.locate("gw-1")
+        assert session is not None
+        session.drop_link(GoAway(Code.REPLACED, "a newer link"))
+        assert dict(msp.sessions.traffic.links_lost) == {Code.REPLACED: 1}
