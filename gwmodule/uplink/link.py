@@ -41,8 +41,7 @@ class Machine(Protocol):
     # The largest piece of bulk; the link lowers it while a keystroke may have to wait for it.
     bulk_chunk: int
 
-    @property
-    def shares_the_line(self) -> bool:
+    def shares_the_line(self, now: float) -> bool:
         """Bulk and an interactive stream are both open."""
 
     def receive_data(self, data: bytes, now: float) -> None: ...
@@ -141,7 +140,9 @@ class Link:
             return
         with contextlib.suppress(GatewayError, OSError):
             if goaway is not None:
-                self.write(build_goaway(goaway))
+                # Whatever becomes of it, `reason` is what the owner hears.
+                self._pending += self._encrypted(build_goaway(goaway))
+                self._drain()
             if self._tls is not None and self._tls.ready:
                 self._tls.close_notify()
                 self._pending += self._tls.data_to_send()
@@ -191,8 +192,8 @@ class Link:
 
     def write(self, data: bytes) -> None:
         """Bytes that come before anything the machine has to say (first frames, GOAWAY)."""
-        self._pending += data if self._tls is None else self._tls.encrypt(data)
         try:
+            self._pending += self._encrypted(data)
             self._drain()
         except (GatewayError, OSError) as exc:
             self._fail(exc)
@@ -235,12 +236,15 @@ class Link:
                 return
             data = b"" if self.machine is None else self.machine.data_to_send(self._budget)
             if data:
-                self._pending += data if self._tls is None else self._tls.encrypt(data)
+                self._pending += self._encrypted(data)
             if len(data) < self._budget and (not self._pending or self._send_pending()):
                 # All that the machine has is on its way.
                 break
         if self._writer_armed:
             self._disarm_writer()
+
+    def _encrypted(self, data: bytes) -> bytes:
+        return data if self._tls is None else self._tls.encrypt(data)
 
     def _send_pending(self) -> bool:
         """Hand bytes to the kernel; True when all are gone."""
@@ -290,7 +294,7 @@ class Link:
 
     def _check_pacing(self) -> None:
         """Start pacing when bulk and an interactive stream came together, stop when one left."""
-        shared = self.machine is not None and self.machine.shares_the_line
+        shared = self.machine is not None and self.machine.shares_the_line(self._loop.time())
         if shared and self._pacing is None:
             self._pacing = self._loop.call_soon(self._on_pacing)
         elif not shared and self._pacing is not None:
@@ -299,9 +303,11 @@ class Link:
             self._set_pace(None)
 
     def _on_pacing(self) -> None:
+        # A stream stops flooding by silence, and no event tells of that.
+        self._check_pacing()
         now = self._loop.time()
         sample = self._sample()
-        if sample is None or self._closed:
+        if sample is None or self._closed or self._pacing is None:
             return
         if self._pacer is None:
             self._pacer = Pacer(sample, now)

@@ -173,6 +173,12 @@ class Channel:
         if self.priority is Priority.INTERACTIVE and self.meter.count(len(data), now):
             self.turn = Priority.BULK if self.meter.flooding else Priority.INTERACTIVE
 
+    def calm(self, now: float) -> bool:
+        """Whether it floods no longer, by having been silent."""
+        if self.meter.count(0, now):
+            self.turn = self.priority
+        return not self.meter.flooding
+
     @property
     def sendable(self) -> bool:
         """Something may leave now: data under credit, or the EOF behind the last byte."""

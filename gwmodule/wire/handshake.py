@@ -29,7 +29,6 @@ class Handshake:
 
     # There is no bulk before there is a session.
     bulk_chunk = 0
-    shares_the_line = False
 
     def __init__(self, expected: FrameType, deadline: float) -> None:
         self._expected = expected
@@ -37,6 +36,9 @@ class Handshake:
         self._decoder = codec.Decoder()
         self._size = 0
         self._event: FirstFrame | LinkDead | None = None
+
+    def shares_the_line(self, now: float) -> bool:
+        return False
 
     def receive_data(self, data: bytes, now: float) -> None:
         """RemoteProtocolError when the first frame is anything but what is expected."""

@@ -356,14 +356,16 @@ class Mux:
             channel.was_full |= channel.queued >= SEND_QUEUE[priority]
             self._make_ready(channel)
 
-    @property
-    def shares_the_line(self) -> bool:
+    def shares_the_line(self, now: float) -> bool:
         """Both classes are open: the sender must pace itself. A stream that floods is both; its
         keys may come again at any moment.
         """
         if len(self._channels) < 2:
             return False
         channels = self._channels.values()
+        for channel in channels:
+            if channel.meter.flooding and channel.calm(now):
+                self._make_ready(channel)
         return Priority.INTERACTIVE in [channel.priority for channel in channels] and (
             Priority.BULK in [channel.turn for channel in channels]
         )

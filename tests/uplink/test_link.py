@@ -3,9 +3,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 from collections.abc import AsyncIterator
 
-from gwmodule.errors import Code, FrameSizeError, GatewayError, LinkLost
+from gwmodule.errors import Code, FrameSizeError, GatewayError, LinkLost, RemoteProtocolError
 from gwmodule.uplink.link import NOTSENT_LOWAT, Link, close_all
 from gwmodule.wire.codec import Decoder, parse_goaway
 from gwmodule.wire.messages import GoAway
@@ -16,9 +17,9 @@ class Machine:
     """A machine that keeps what it gets and gives what it was given."""
 
     bulk_chunk = 0
-    shares_the_line = False
 
     def __init__(self) -> None:
+        self.shared = False
         self.received = b""
         self.output = b""
         self.zeros = 0
@@ -26,6 +27,9 @@ class Machine:
         self.timeout: float | None = None
         self.timeouts = 0
         self.error: Exception | None = None
+
+    def shares_the_line(self, now: float) -> bool:
+        return self.shared
 
     def receive_data(self, data: bytes, now: float) -> None:
         if self.error is not None:
@@ -155,12 +159,12 @@ async def test_a_link_that_its_owner_ends_while_it_is_paced_is_left_alone() -> N
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: failures.append(context))
     async with plain() as (link, machine, owner, far):
-        machine.shares_the_line = True
+        machine.shared = True
         far.send(b"x")
         await until(lambda: link._pacing is not None)
 
         def end(link: Link) -> None:
-            machine.shares_the_line = False
+            machine.shared = False
             link.abort(LinkLost("nothing received"))
 
         owner.link_progress = end  # type: ignore[method-assign]
@@ -169,6 +173,28 @@ async def test_a_link_that_its_owner_ends_while_it_is_paced_is_left_alone() -> N
         await until(lambda: owner.lost)
         await asyncio.sleep(0.05)
     assert failures == []
+
+
+async def test_pacing_ends_when_a_flood_does_though_nothing_comes_or_goes() -> None:
+    async with plain() as (link, machine, _, far):
+        machine.shared = True
+        far.send(b"x")
+        await until(lambda: link._pacer is not None)
+        machine.shared = False
+        await until(lambda: link._pacer is None)
+        assert link._pacing is None
+
+
+async def test_a_protocol_error_is_told_even_if_the_goaway_cannot_be_written() -> None:
+    """Its bytes and then a reset came before they were read: the session must not be resumed."""
+    async with plain() as (link, machine, owner, far):
+        link.pause_reading()
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        far.close()
+        await asyncio.sleep(0.05)
+        machine.error = RemoteProtocolError("a bad frame")
+        link.resume_reading(b"x")
+        assert [type(reason) for reason in owner.lost] == [RemoteProtocolError]
 
 
 async def test_an_end_of_the_peer_is_told_once() -> None:

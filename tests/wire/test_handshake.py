@@ -83,7 +83,7 @@ def test_the_deadline_is_for_the_whole_frame() -> None:
 
 def test_it_has_nothing_to_say_and_no_bulk() -> None:
     assert handshake().data_to_send(1000) == b""
-    assert not handshake().shares_the_line
+    assert not handshake().shares_the_line(0.0)
 
 
 def test_the_longest_first_frames_fit() -> None:

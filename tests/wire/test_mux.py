@@ -605,11 +605,11 @@ def test_a_paced_bulk_chunk_is_short_and_a_keystroke_is_not_cut(pair: Pair) -> N
 
 def test_a_stream_can_change_its_class_while_data_waits(pair: Pair) -> None:
     first, second = pair.open(), pair.open()
-    assert not pair.msp.shares_the_line
+    assert not pair.msp.shares_the_line(0.0)
     pair.msp.send(first, b"first", 0.0)
     pair.msp.send(second, b"second", 0.0)
     pair.msp.set_priority(first, BULK)
-    assert pair.msp.shares_the_line
+    assert pair.msp.shares_the_line(0.0)
     assert [f.channel for f in frames(pair.msp.data_to_send(EVERYTHING))] == [second, first]
 
 
@@ -623,12 +623,12 @@ def test_a_flooding_terminal_goes_with_bulk_until_it_falls() -> None:
     pair.msp.send(flood, bytes(15_999), 0.0)
     pair.msp.send(terminal, b"key", 0.0)
     assert order() == [flood, terminal]
-    assert not pair.msp.shares_the_line
+    assert not pair.msp.shares_the_line(0.0)
     # 64 kbit/s on the average of two seconds, and one byte more.
     pair.msp.send(flood, b"12", 0.0)
     pair.msp.send(terminal, b"key", 0.0)
     assert order() == [terminal, flood]
-    assert pair.msp.shares_the_line
+    assert pair.msp.shares_the_line(0.0)
     # Above the rate it stays; it needs a second of silence, however long it flooded.
     for tenth in range(1, 100):
         pair.msp.send(flood, bytes(900), tenth / 10)
@@ -637,7 +637,18 @@ def test_a_flooding_terminal_goes_with_bulk_until_it_falls() -> None:
     pair.msp.send(flood, b"x", 11.0)
     pair.msp.send(terminal, b"key", 11.0)
     assert order() == [flood, terminal]
-    assert not pair.msp.shares_the_line
+    assert not pair.msp.shares_the_line(0.0)
+
+
+def test_silence_ends_a_flood_and_what_it_shared_the_line_for(pair: Pair) -> None:
+    flood, terminal = pair.open(), pair.open()
+    pair.msp.send(flood, bytes(20_000), 0.0)
+    assert pair.msp.shares_the_line(0.9)
+    pair.msp.send(terminal, b"key", 0.9)
+    # A second later, though nothing more was said; what still waits goes along.
+    assert not pair.msp.shares_the_line(1.0)
+    sent = [frame.channel for frame in frames(pair.msp.data_to_send(EVERYTHING))]
+    assert sent == [terminal, flood, flood]
 
 
 def test_what_waits_of_a_terminal_that_becomes_a_flood_goes_along_in_its_order(pair: Pair) -> None:
@@ -657,9 +668,9 @@ def test_a_flooding_terminal_paces_itself_beside_bulk_alone_and_alone_it_does_no
 ) -> None:
     flood = pair.open()
     pair.msp.send(flood, bytes(16_000), 0.0)
-    assert not pair.msp.shares_the_line
+    assert not pair.msp.shares_the_line(0.0)
     pair.open(BULK)
-    assert pair.msp.shares_the_line
+    assert pair.msp.shares_the_line(0.0)
 
 
 def test_bulk_never_becomes_a_terminal_by_being_slow(pair: Pair) -> None:
