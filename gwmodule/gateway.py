@@ -241,10 +241,11 @@ class Relay:
     async def _listen(self) -> None:
         try:
             while True:
+                # Before the addresses are read: another one may come while these are opened.
+                self._listen_again.clear()
                 model = self._watcher.model
                 wanted = {(model.own_addresses()[a], a) for a in model.listen_addresses()}
                 await self._listener.set_addresses(wanted)
-                self._listen_again.clear()
                 # An address that could not be bound is tried again by itself.
                 timeout = 5.0 if self._listener.failed else None
                 try:

@@ -7,7 +7,7 @@ import random
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Interface
 from itertools import pairwise
 from uuid import UUID
 
@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gwmodule.config import Config
+from gwmodule.config import Config, LanConfig
 from gwmodule.gateway import Relay
+from gwmodule.lan.model import AddressChange, Interface, InterfaceChange
 from gwmodule.relay.listener import MAX_CONNECTIONS, MAX_CONNECTIONS_PER_SOURCE, HelloListener
 from gwmodule.relay.policy import Lockdown
 from gwmodule.wire.notices import MAX_HELLO
@@ -267,3 +268,21 @@ async def test_a_flood_of_hellos_leaves_the_log_to_others(
     lines = [record for record in caplog.records if "event=hello" in record.getMessage()]
     assert 20 <= len(lines) <= 25
     assert len(relay._devices.listing(0.0)) == 500
+
+
+async def test_an_address_that_comes_while_another_is_opened_is_opened_too() -> None:
+    relay = Relay(Config(lan=LanConfig(("lo",), 0)), random.Random(7), Lockdown(False))
+    watcher = relay._watcher
+
+    def appears(address: str) -> None:
+        watcher.model.apply(AddressChange(1, IPv4Interface(f"{address}/8")))
+        watcher._deliver()
+
+    watcher.model.apply(InterfaceChange(Interface(1, "lo", up=True, running=True)))
+    appears("127.0.0.1")
+    async with asyncio.TaskGroup() as tasks:
+        listening = tasks.create_task(relay._listen())
+        # Opening a socket takes a turn of the loop, and this is in it.
+        asyncio.get_running_loop().call_soon(appears, "127.0.0.2")
+        await until(lambda: len(relay._listener.listening) == 2)
+        listening.cancel()
