@@ -6,10 +6,17 @@ import asyncio
 import ipaddress
 import os
 import socket
+import threading
+from concurrent.futures import Future
 from typing import Any
 
 from gwmodule.config import UplinkConfig
 from gwmodule.errors import LinkLost
+
+# Lookups that may hang at once, each in a thread. A new one is worth its thread: the WAN, and with
+# it the resolver, may be another one by now.
+MAX_LOOKUPS = 4
+_lookups = threading.BoundedSemaphore(MAX_LOOKUPS)
 
 
 async def connect(host: str, port: int, uplink: UplinkConfig, patience: float) -> socket.socket:
@@ -17,10 +24,9 @@ async def connect(host: str, port: int, uplink: UplinkConfig, patience: float) -
 
     LinkLost names the last failure. UnicodeError (a ValueError) when `host` cannot be a name.
     """
-    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(patience):
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = await _resolve(host, port)
     except TimeoutError as exc:
         raise LinkLost(f"{host} was not resolved within {patience:g} s") from exc
     except OSError as exc:
@@ -36,6 +42,33 @@ async def connect(host: str, port: int, uplink: UplinkConfig, patience: float) -
             reason = os.strerror(exc.errno) if exc.errno else str(exc)
             failure = LinkLost(f"{address[0]} port {port}: {reason}")
     raise failure
+
+
+async def _resolve(host: str, port: int) -> list[Any]:
+    """`getaddrinfo` in a thread that nobody waits for: the loop's executor is joined when the loop
+    ends, and with a dead resolver a service would be killed before that.
+    """
+    if not _lookups.acquire(blocking=False):
+        raise LinkLost(f"{MAX_LOOKUPS} lookups of a name hang")
+    found: Future[list[Any]] = Future()
+    found.set_running_or_notify_cancel()
+
+    def look_up() -> None:
+        try:
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, ValueError) as exc:
+            found.set_exception(exc)
+        else:
+            found.set_result(addresses)
+        finally:
+            _lookups.release()
+
+    try:
+        threading.Thread(target=look_up, name=f"resolve-{host}", daemon=True).start()
+    except RuntimeError as exc:
+        _lookups.release()
+        raise LinkLost(f"{host} is not resolved: {exc}") from exc
+    return await asyncio.wrap_future(found)
 
 
 async def _connect_to(

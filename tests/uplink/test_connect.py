@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from gwmodule.config import UplinkConfig
 from gwmodule.errors import LinkLost
-from gwmodule.uplink.connect import connect, is_own, require_private_peer
+from gwmodule.uplink.connect import MAX_LOOKUPS, connect, is_own, require_private_peer
 
 
 @pytest.fixture
@@ -27,14 +29,35 @@ def dead_port() -> Iterator[int]:
 
 
 def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
-    async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+    def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
         return [
             (family, socket.SOCK_STREAM, 0, "", (address, port))
             for address in addresses
             for family in [socket.AF_INET6 if ":" in address else socket.AF_INET]
         ]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+@pytest.fixture
+def silence(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A resolver whose servers do not answer, until this is set."""
+    over = threading.Event()
+
+    def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        over.wait(10)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    yield over
+    over.set()
+    wait_for_lookups()
+
+
+def wait_for_lookups() -> None:
+    for thread in threading.enumerate():
+        if thread.name.startswith("resolve"):
+            thread.join(5)
 
 
 async def test_every_address_of_a_name_is_tried(
@@ -61,26 +84,58 @@ async def test_a_name_without_an_address_is_named(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_name_that_is_not_resolved_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def unknown(host: str, port: int, **_: Any) -> list[Any]:
+    def unknown(host: str, port: int, **_: Any) -> list[Any]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", unknown)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(
         LinkLost, match=r"^msp\.example is not resolved: Name or service not known$"
     ):
         await connect("msp.example", 8883, UplinkConfig(), 5.0)
 
 
-async def test_a_resolver_that_does_not_answer_is_given_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def silent(host: str, port: int, **_: Any) -> list[Any]:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", silent)
+async def test_a_resolver_that_does_not_answer_is_given_up(silence: threading.Event) -> None:
     with pytest.raises(LinkLost, match=r"^msp\.example was not resolved within 0\.05 s$"):
         await connect("msp.example", 8883, UplinkConfig(), 0.05)
+
+
+def test_a_resolver_that_does_not_answer_holds_up_no_stop(silence: threading.Event) -> None:
+    async def stopped_while_resolving() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await connect("msp.example", 8883, UplinkConfig(), 10.0)
+
+    started = time.monotonic()
+    asyncio.run(stopped_while_resolving())
+    assert time.monotonic() - started < 3
+
+
+async def test_lookups_that_hang_are_bounded(silence: threading.Event) -> None:
+    for _ in range(MAX_LOOKUPS):
+        with pytest.raises(LinkLost, match="not resolved within"):
+            await connect("msp.example", 8883, UplinkConfig(), 0.01)
+    with pytest.raises(LinkLost, match=rf"^{MAX_LOOKUPS} lookups .* hang$"):
+        await connect("msp.example", 8883, UplinkConfig(), 0.01)
+    silence.set()
+    wait_for_lookups()
+    with pytest.raises(LinkLost, match="Temporary failure"):
+        await connect("msp.example", 8883, UplinkConfig(), 5.0)
+
+
+async def test_a_name_that_cannot_be_one_is_told_apart() -> None:
+    with pytest.raises(UnicodeError):
+        await connect("a..b", 8883, UplinkConfig(), 5.0)
+
+
+async def test_a_box_that_is_out_of_threads_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        for _ in range(MAX_LOOKUPS + 1):
+            with pytest.raises(LinkLost, match="can't start new thread"):
+                await connect("127.0.0.1", 8883, UplinkConfig(), 5.0)
 
 
 async def test_a_host_that_does_not_answer_is_given_up() -> None:
