@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tracemalloc
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Any, cast
 
 import pytest
 
+from gwmodule.capture.bpf import SNAP_LENGTH
 from gwmodule.capture.datagrams import (
     MAX_DATAGRAM,
     Counters,
@@ -28,11 +30,13 @@ from gwmodule.capture.datagrams import (
     build_record,
     parse_datagram,
 )
+from gwmodule.capture.dhcp import Dissect
 from gwmodule.capture.dissect import load_dissector
 from gwmodule.capture.observer import Observer
 from gwmodule.capture.service import (
     EXIT_CONFIG,
     EXIT_NO_PERMISSION,
+    MAX_BACKLOG_BYTES,
     MAX_KEPT,
     MAX_KEPT_AGE,
     MAX_RELAYS,
@@ -46,7 +50,20 @@ from gwmodule.errors import CaptureError
 from gwmodule.wire.notices import Hello, Lease, LeaseEnd
 from tests.capture.carrier import wait_for_carrier
 from tests.capture.dhcp_home import MACHINE_ID, PC_NAME, dhcp_home, have_dhcp_programs
-from tests.capture.frames import HELLO_A, PC, PC_MAC, UUID_A, ack, dhcp_frame, hello_frames
+from tests.capture.frames import (
+    DISCOVER,
+    HELLO_A,
+    PC,
+    PC_MAC,
+    UUID_A,
+    ack,
+    dhcp_frame,
+    ethernet,
+    hello_frames,
+    ipv4,
+    request,
+    tcp,
+)
 from tests.lan.netns import Namespace, ip, needs_root
 
 LEASE = Lease(PC_MAC, PC, 3600)
@@ -133,11 +150,13 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def running(
-    directory: Path, allowed_uids: frozenset[int] = frozenset({os.geteuid()})
+    directory: Path,
+    allowed_uids: frozenset[int] = frozenset({os.geteuid()}),
+    dissect: Dissect | None = None,
 ) -> AsyncIterator[Running]:
     path = directory / "capture.sock"
     sniffer = FakeSniffer()
-    observer = Observer(load_dissector())
+    observer = Observer(dissect or load_dissector())
     with listen(path, 0o600) as listener, contextlib.closing(sniffer):
         service = CaptureService([cast(Sniffer, sniffer)], observer, listener, allowed_uids)
         service.start()
@@ -282,6 +301,48 @@ async def test_more_than_can_wait_for_the_parser_is_dropped_and_counted(
             counters = await late.datagram()
     assert isinstance(counters, Counters)
     assert (counters.values["backlog_dropped"], counters.values["leases"]) == (3, 5)
+
+
+async def test_the_largest_segments_cannot_fill_the_memory_while_they_wait(
+    tmp_path: Path,
+) -> None:
+    payload = bytes(SNAP_LENGTH - 54)
+    macs = [b"\x02" + number.to_bytes(5, "big") for number in range(4)]
+    frames = [ethernet(ipv4(6, tcp(payload)), mac) for mac in macs]
+    async with running(tmp_path) as run, run.relay() as relay:
+        await relay.datagram()
+        tracemalloc.start()
+        try:
+            run.sniffer.put(*frames * 512)  # 32 MiB
+            await wait_for(lambda: not run.sniffer.frames)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        # What was parsed has made room.
+        run.sniffer.put(dhcp_frame(ack()))
+        assert (await relay.next()).observation == LEASE
+        async with run.relay() as late:
+            counters = await late.datagram()
+    assert peak < MAX_BACKLOG_BYTES + 1024 * 1024
+    assert isinstance(counters, Counters)
+    assert counters.values["backlog_dropped"] > 1024
+
+
+async def test_five_thousand_pcs_that_boot_at_once_find_room(tmp_path: Path) -> None:
+    padding = bytes(300)  # Messages of 548 bytes, the most that every client takes (RFC 2131 2).
+    frames = [
+        dhcp_frame(payload + padding)
+        for number in range(5000)
+        for mac in [b"\x02" + number.to_bytes(5, "big")]
+        for payload in (request(kind=DISCOVER, mac=mac), request(mac=mac), ack(mac=mac))
+    ]
+    async with running(tmp_path, dissect=lambda payload: None) as run:
+        run.sniffer.put(*frames)
+        await wait_for(lambda: not run.sniffer.frames)
+        async with run.relay() as late:
+            counters = await late.datagram()
+    assert isinstance(counters, Counters)
+    assert (counters.values["frames"], counters.values["backlog_dropped"]) == (15_000, 0)
 
 
 async def test_a_relay_that_dies_with_datagrams_waiting_is_let_go(tmp_path: Path) -> None:
