@@ -374,6 +374,53 @@ async def test_a_repetition_after_a_restart_does_not_act_again(
     assert len(service.session.calls) == 2
 
 
+async def test_a_key_is_not_used_up_by_what_sent_nothing(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.session.answer = answer(Code.OK, {})
+
+    async def reset() -> tuple[int, str]:
+        body = {"function": "power.set", "arguments": {"state": 10}}
+        headers = {"Idempotency-Key": "k"}
+        status, body = await raw(service, "POST", f"{DEVICE}/call", json=body, headers=headers)
+        return status, body.get("error", "")
+
+    async def load(*_: object) -> None:
+        raise RegistryError("registry: disk I/O error")
+
+    service.session.connected = False
+    assert await reset() == (503, "GATEWAY_OFFLINE")
+    service.session.connected = True
+    with monkeypatch.context() as broken:
+        broken.setattr(service.vault, "load", load)
+        assert (await reset())[0] == 503
+    assert service.session.calls == []
+    assert await reset() == (200, "")
+    assert await reset() == (200, "")
+    assert len(service.session.calls) == 1
+
+
+async def test_nobody_signs_with_another_name(service: Service) -> None:
+    service.session.answer = answer(Code.OK, {})
+    arguments = {"state": 10, "by": "boss@default"}
+    body = {"function": "power.set", "arguments": arguments}
+    assert (await raw(service, "POST", f"{DEVICE}/call", json=body))[0] == 200
+    (call,) = service.session.calls
+    sent = json.loads(call["arguments"])
+    assert sent["state"] == 10
+    assert sent["by"] not in ("", "boss@default")
+
+
+async def test_a_call_that_was_never_made_is_not_in_the_audit(service: Service) -> None:
+    body = {"function": "power.set", "arguments": {"state": 10}}
+    status, _ = await raw(
+        service, "POST", f"{DEVICE}/call", json=body, headers={"Call-Id": "not good"}
+    )
+    assert status == 400
+    assert service.session.calls == []
+    assert "call" not in [entry.action for entry in await service.registry.audit_entries()]
+
+
 async def test_a_full_disk_keeps_nobody_from_acting_once(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -62,9 +62,6 @@ MAX_TOLD = 64
 # These can change the device's own accounts, and so outlive every right that we could take away.
 _RAW_WRITES = frozenset({"wsman.put", "wsman.invoke"})
 _POWER_STATE = next(a for a in CATALOGUE["power.set"].arguments if a.name == "state")
-_FORGOTTEN = (
-    504, "OUTCOME_UNKNOWN", "this Idempotency-Key was used before; its answer is not here any more"
-)  # fmt: skip
 _CALL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -175,9 +172,10 @@ class Calls:
         credential = _credential(known, body)
         uuid = place.device.uuid if place.device else NO_UUID
         outcome = "unknown"
-        started = asyncio.get_running_loop().time()
-        try:
-            with self._announced(asked, place, body.function) as (running, on_progress):
+        with self._announced(asked, place, body.function) as (running, on_progress):
+            await self._begin(asked)
+            started = asyncio.get_running_loop().time()
+            try:
                 async with running.scope:
                     result = await session.call(
                         function=body.function,
@@ -191,31 +189,31 @@ class Calls:
                         deadline=body.deadline,
                         on_progress=on_progress,
                     )
-            outcome = result.code.name.lower()
-        except TimeoutError as exc:
-            raise ApiError(
-                409, "CANCELLED", f"cancelled by {running.cancelled_by}; what was sent is done"
-            ) from exc
-        except LinkLost as exc:
-            raise ApiError(504, "OUTCOME_UNKNOWN", str(exc)) from exc
-        except AmtError as exc:
-            outcome = exc.code.name.lower()
-            raise ApiError(STATUS.get(exc.code, 502), exc.code.name, str(exc)) from exc
-        finally:
-            self._observe(
-                body.function if body.function in CATALOGUE else "other",
-                outcome,
-                asyncio.get_running_loop().time() - started,
-            )
-            detail = {
-                "function": body.function,
-                "mac": format_mac(place.mac),
-                "user": credential.username,
-                "outcome": outcome,
-            }
-            if told := _told(body):
-                detail["arguments"] = told
-            await self.record(asked.principal, "call", place.gateway, place.device, detail)
+                outcome = result.code.name.lower()
+            except TimeoutError as exc:
+                raise ApiError(
+                    409, "CANCELLED", f"cancelled by {running.cancelled_by}; what was sent is done"
+                ) from exc
+            except LinkLost as exc:
+                raise ApiError(504, "OUTCOME_UNKNOWN", str(exc)) from exc
+            except AmtError as exc:
+                outcome = exc.code.name.lower()
+                raise ApiError(STATUS.get(exc.code, 502), exc.code.name, str(exc)) from exc
+            finally:
+                self._observe(
+                    body.function if body.function in CATALOGUE else "other",
+                    outcome,
+                    asyncio.get_running_loop().time() - started,
+                )
+                detail = {
+                    "function": body.function,
+                    "mac": format_mac(place.mac),
+                    "user": credential.username,
+                    "outcome": outcome,
+                }
+                if told := _told(body):
+                    detail["arguments"] = told
+                await self.record(asked.principal, "call", place.gateway, place.device, detail)
         if result.code is not Code.OK:
             raise ApiError(
                 STATUS.get(result.code, HTTPStatus.BAD_GATEWAY),
@@ -301,27 +299,39 @@ class Calls:
             if known.fingerprint != fingerprint:
                 raise ApiError(422, "KEY_REUSED", "this Idempotency-Key was another request's")
             return copy_of(await asyncio.shield(known.response))
+        asked.key = key
         answer = self._answers.begin(*key, fingerprint)
+        # For a repetition that waits, should this request be broken off.
+        response = error_response(504, "OUTCOME_UNKNOWN", "the first request was broken off")
         try:
-            response = await act() if await self._is_first(key) else error_response(*_FORGOTTEN)
+            response = await act()
         except ApiError as exc:
             response = exc.response()
-        except BaseException:
-            # Nobody knows what was done; a waiting repetition is told so.
-            unknown = error_response(504, "OUTCOME_UNKNOWN", "the first request was broken off")
-            self._answers.end(asked.tenant, answer, unknown)
-            raise
-        self._answers.end(asked.tenant, answer, response)
+        finally:
+            self._answers.end(asked.tenant, answer, response)
+            if asked.key is not None:
+                # Nothing was sent, and the key is good for another attempt.
+                self._answers.forget(*key)
         return copy_of(response)
 
-    async def _is_first(self, key: tuple[str, str, str]) -> bool:
+    async def _begin(self, asked: Asked) -> None:
+        """From here on something is sent: the first time is the only one for this key."""
+        key, asked.key = asked.key, None
+        if key is None:
+            return
         try:
-            return await self._used_keys.use(*key, self._clock())
+            is_first = await self._used_keys.use(*key, self._clock())
         except RegistryError as exc:
             # As with the audit: a full disk must not keep a technician from a dead PC. This
             # process knows the key, and only its successor would not.
             self._log.error("idempotency_key_failed", reason=exc)
-            return True
+            is_first = True
+        if not is_first:
+            raise ApiError(
+                504,
+                "OUTCOME_UNKNOWN",
+                "this Idempotency-Key was used before; its answer is not here any more",
+            )
 
     async def record(
         self,
@@ -413,7 +423,7 @@ def _ends_streams(body: CallRequest) -> bool:
 
 def _arguments(body: CallRequest, actor: str) -> bytes:
     if body.function in _SAYS_WHO:
-        body.arguments.setdefault("by", actor[:64])
+        body.arguments["by"] = actor[:64]
     try:
         arguments = msgspec.json.encode(body.arguments)
     except (msgspec.MsgspecError, RecursionError, ValueError) as exc:

@@ -59,6 +59,10 @@ class Answers:
         kept[actor, key] = answer
         return answer
 
+    def forget(self, tenant: str, actor: str, key: str) -> None:
+        """It has not acted: its repetition may."""
+        self._kept[tenant].pop((actor, key), None)
+
     def end(self, tenant: str, answer: Answer, response: web.Response) -> None:
         answer.response.set_result(response)
         kept = self._kept[tenant]

@@ -17,6 +17,14 @@ async def test_an_answer_is_found_by_who_asked_and_its_key() -> None:
         assert answers.find(*other) is None
 
 
+async def test_what_is_forgotten_begins_anew() -> None:
+    answers = Answers()
+    answers.end("a", answers.begin("a", "anna", "k", b"f"), web.Response())
+    answers.forget("a", "anna", "k")
+    assert answers.find("a", "anna", "k") is None
+    answers.forget("a", "anna", "k")
+
+
 async def test_nobody_pushes_out_what_another_tenant_runs() -> None:
     answers = Answers()
     answer = answers.begin("a", "anna", "k", b"f")
