@@ -4,15 +4,17 @@
 
 Nothing is acknowledged before its commit. A database that cannot write now keeps the queue and is
 tried again; a full queue takes no more, and what it did not take the gateways repeat. Events are
-written in the order in which they came.
+written in the order in which they came; of a link that comes and goes only the newest end and the
+newest beginning wait.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+import itertools
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 from gwmodule.msp.database import RegistryError
@@ -33,6 +35,7 @@ LAST_WORDS = 2.0
 
 # Called after the commit, with whether the gateway's whole table is wanted.
 Acknowledge = Callable[[bool], None]
+_Entry = tuple[Event, Acknowledge | None]
 
 
 class Recorder(Protocol):
@@ -44,20 +47,25 @@ class Journal:
         self.counters = Counters()
         self._recorder = recorder
         self._on_written = on_written
-        self._queue: deque[tuple[Event, Acknowledge | None]] = deque()
+        # By its number, or a link event by what it replaces.
+        self._queue: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._numbers = itertools.count()
         self._waiting = Counter[str]()
         self._filled = asyncio.Event()
         self._log = EventLog("gwmodule.msp")
 
     def put(self, event: Event, acknowledge: Acknowledge | None = None) -> None:
-        # Of link events each session has at most three, and they are not repeated.
-        if isinstance(event, Observed) and (
-            len(self._queue) >= MAX_WAITING or self._waiting[event.gateway] >= MAX_OF_ONE
-        ):
-            self.counters["journal_full"] += 1
-            return
+        key: Hashable = next(self._numbers)
+        if isinstance(event, Observed):
+            if len(self._queue) >= MAX_WAITING or self._waiting[event.gateway] >= MAX_OF_ONE:
+                self.counters["journal_full"] += 1
+                return
+        else:
+            # Nobody repeats it, so it always fits; and a gateway's are two at the most.
+            key = (event.gateway, type(event))
+            self._remove(key)
         self._waiting[event.gateway] += 1
-        self._queue.append((event, acknowledge))
+        self._queue[key] = (event, acknowledge)
         self._filled.set()
 
     async def run(self) -> None:
@@ -84,24 +92,31 @@ class Journal:
                     await self._write_batch()
 
     async def _write_batch(self) -> None:
-        batch = [self._queue[number] for number in range(min(len(self._queue), MAX_BATCH))]
+        batch = list(itertools.islice(self._queue.items(), MAX_BATCH))
+        entries = [entry for _, entry in batch]
         try:
-            await self._write(batch)
+            await self._write(entries)
         except RegistryError:
             raise
         except Exception:
             # A gateway's text that a rule or the engine chokes on must cost nobody else's events.
-            for entry in batch:
+            for entry in entries:
                 await self._write_alone(entry)
-        for event, _ in batch:
-            self._queue.popleft()
-            self._waiting[event.gateway] -= 1
+        for key, entry in batch:
+            # Unless a newer one has taken its place meanwhile.
+            if self._queue.get(key) is entry:
+                self._remove(key)
         if not self._queue:
             self._waiting.clear()
             self._filled.clear()
         self._on_written()
 
-    async def _write_alone(self, entry: tuple[Event, Acknowledge | None]) -> None:
+    def _remove(self, key: Hashable) -> None:
+        entry = self._queue.pop(key, None)
+        if entry is not None:
+            self._waiting[entry[0].gateway] -= 1
+
+    async def _write_alone(self, entry: _Entry) -> None:
         try:
             await self._write([entry])
         except RegistryError:
@@ -110,7 +125,7 @@ class Journal:
             self.counters["unrecordable"] += 1
             self._log.exception("unrecordable", gateway=entry[0].gateway)
 
-    async def _write(self, batch: list[tuple[Event, Acknowledge | None]]) -> None:
+    async def _write(self, batch: list[_Entry]) -> None:
         wanted = await self._recorder.record([event for event, _ in batch])
         for (_, acknowledge), whole_table in zip(batch, wanted, strict=True):
             if acknowledge is not None:

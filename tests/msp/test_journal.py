@@ -9,7 +9,7 @@ import pytest
 from gwmodule.msp import journal as journal_module
 from gwmodule.msp.database import RegistryError, StatementError
 from gwmodule.msp.journal import MAX_BATCH, Journal
-from gwmodule.msp.registry import Event, LinkDown, Observed
+from gwmodule.msp.registry import Event, LinkDown, LinkUp, Observed
 from gwmodule.wire.notices import Gone
 
 
@@ -18,6 +18,7 @@ class Disk:
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
+        self.events: list[Event] = []
         self.broken: Callable[[Sequence[str]], Exception | None] = lambda names: None
         self.may_finish = asyncio.Event()
         self.may_finish.set()
@@ -28,6 +29,7 @@ class Disk:
         if (error := self.broken(names)) is not None:
             raise error
         self.batches.append(names)
+        self.events += events
         return [False] * len(names)
 
     @property
@@ -129,6 +131,43 @@ async def test_what_waits_is_bounded_and_a_lost_link_always_fits(
     assert journal.counters["journal_full"] == 1
     await journal.finish()
     assert disk.written == ["a", "b", "d"]
+
+
+def up(name: str, at: float) -> LinkUp:
+    return LinkUp(name, "aa", "203.0.113.7", 1, "gwmodule", at)
+
+
+async def test_a_link_that_flaps_while_nothing_can_be_written_leaves_its_newest_two_events() -> (
+    None
+):
+    disk = Disk()
+    disk.broken = lambda names: RegistryError("full")
+    async with running(disk) as (journal, acknowledged):
+        for at in range(1000):
+            journal.put(up("a", at))
+            journal.put(LinkDown("a", at + 0.5))
+            await asyncio.sleep(0)
+        put(journal, acknowledged, "b")
+        journal.put(up("a", 1000.0))
+        await until(lambda: journal.counters["commit_failed"])
+        disk.broken = lambda names: None
+        await until(lambda: acknowledged == ["b"])
+        await until(lambda: up("a", 1000.0) in disk.events)
+    assert disk.events == [LinkDown("a", 999.5), notice("b"), up("a", 1000.0)]
+
+
+async def test_a_link_event_that_comes_while_its_elder_is_written_is_written_too() -> None:
+    disk = Disk()
+    disk.may_finish.clear()
+    async with running(disk) as (journal, acknowledged):
+        journal.put(up("a", 1.0))
+        put(journal, acknowledged, "b")
+        await asyncio.sleep(0.01)
+        journal.put(up("a", 2.0))
+        disk.may_finish.set()
+        await until(lambda: up("a", 2.0) in disk.events)
+    assert disk.events == [up("a", 1.0), notice("b"), up("a", 2.0)]
+    assert acknowledged == ["b"]
 
 
 async def test_a_flood_of_one_gateway_costs_the_others_nothing(
