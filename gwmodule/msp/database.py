@@ -58,7 +58,7 @@ class Connection(Protocol):
 
 class Transaction(Connection, Protocol):
     async def script(self, sql: str) -> None:
-        """Several statements without values, for migrations."""
+        """Several statements without values, for migrations: they take as long as they take."""
         ...
 
 

@@ -24,6 +24,8 @@ MAX_CONNECTIONS = 8
 CONNECT_TIMEOUT = 5.0
 # Seconds for one statement; the server's own limit comes first and leaves the connection usable.
 COMMAND_TIMEOUT = 12.0
+# Seconds for an update of the schema, which may walk over years of audit: longer, and it hangs.
+SCRIPT_TIMEOUT = 86400.0
 _SETTINGS = {
     "application_name": "gwmodule-msp",
     "statement_timeout": "10000",
@@ -90,16 +92,16 @@ class PostgresDatabase:
     async def transaction(self) -> AsyncIterator[Transaction]:
         """If the server is lost in the COMMIT, RegistryError cannot say whether it came about."""
         async with self._writing, self._connection() as connection:
-            await connection.script("BEGIN")
+            await connection.execute("BEGIN")
             try:
                 await connection.fetch("SELECT pg_advisory_xact_lock($1)", _WRITER)
                 yield connection
             except BaseException:
                 # A connection that is lost has rolled back by itself.
                 with contextlib.suppress(RegistryError):
-                    await connection.script("ROLLBACK")
+                    await connection.execute("ROLLBACK")
                 raise
-            await connection.script("COMMIT")
+            await connection.execute("COMMIT")
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[_PostgresConnection]:
@@ -135,7 +137,8 @@ class _PostgresConnection:
 
     async def script(self, sql: str) -> None:
         with _translated(self._name):
-            await self._connection.execute(sql)
+            await self._connection.execute("SET LOCAL statement_timeout = 0")
+            await self._connection.execute(sql, timeout=SCRIPT_TIMEOUT)
 
 
 async def _leave_nothing_behind(_: Any) -> None:

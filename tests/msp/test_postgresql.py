@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 
 from gwmodule.errors import ConfigError
+from gwmodule.msp import migrations, postgresql
 from gwmodule.msp.database import Database, RegistryError, open_database
 from gwmodule.msp.journal import Journal
 from gwmodule.msp.registry import Observed, Registry
@@ -140,6 +141,22 @@ async def test_a_broken_off_transaction_frees_its_connection_and_its_lock(
             await dawdle()
     await Registry(database).record([notice(0)])
     assert await database.fetch("SELECT * FROM gateways") == []
+
+
+async def test_an_update_of_the_schema_takes_as_long_as_it_takes(
+    database: Database, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(postgresql._SETTINGS, "statement_timeout", "100")
+    monkeypatch.setattr(postgresql, "COMMAND_TIMEOUT", 0.2)
+    slow = migrations.Step("SELECT pg_sleep(0.5);")
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, slow))
+    async with contextlib.aclosing(await open_database(server.url())) as updated:
+        row = await updated.fetch_one("SELECT version FROM schema")
+        assert row is not None
+        assert row["version"] == len(migrations.MIGRATIONS)
+        # And nothing else does, on the same connection.
+        with pytest.raises(RegistryError, match="statement timeout"):
+            await updated.fetch("SELECT pg_sleep(0.5)")
 
 
 async def test_many_readers_share_a_few_connections(database: Database) -> None:
