@@ -161,8 +161,10 @@ class Devices:
     # -- what was seen ---------------------------------------------------------------------------
 
     def observe(self, observation: Observation, now: float) -> None:
-        """A lease, its end, or a Hello. Anything else, and anything from an impossible MAC, is
-        counted as ignored: capture events come from a process that parses hostile input.
+        """A lease, its end, or a Hello, seen at `now`, which may be a while ago: what was seen
+        earlier never overwrites what was seen later. Anything else, and anything from an
+        impossible MAC, is counted as ignored: capture events come from a process that parses
+        hostile input.
         """
         self.counters["observed"] += 1
         match observation:
@@ -297,7 +299,7 @@ class Devices:
             self.counters["ignored"] += 1
             return
         device = self._find(lease.mac, lease.address, now)
-        if device is None:
+        if device is None or _outdated(device, type(lease), now):
             return
         if isinstance(lease, Lease):
             device.hostname = lease.hostname or device.hostname
@@ -316,7 +318,7 @@ class Devices:
             return
         key = hello.uuid if hello.mac == NO_MAC else hello.mac
         device = self._find(key, hello.address, now)
-        if device is None:
+        if device is None or _outdated(device, Hello, now):
             return
         if isinstance(key, UUID):
             self._unplaced[key] = hello
@@ -376,7 +378,7 @@ class Devices:
                 self.counters["refused_full"] += 1
                 return None
             device = self._table[key] = Device(key, address, seen=now)
-        device.seen = now
+        device.seen = max(device.seen, now)
         self._table.move_to_end(key)
         return device
 
@@ -590,6 +592,13 @@ def printable(text: str) -> str:
 def _is_device(mac: bytes) -> bool:
     # The lowest bit of the first octet marks a group (IEEE 802): nobody has such an address.
     return len(mac) == 6 and mac != NO_MAC and not mac[0] & 1
+
+
+def _outdated(device: Device, kind: type[Observation], at: float) -> bool:
+    """Something newer is known. The capture tells whatever it kept to a relay that connects, which
+    may have heard from the device otherwise by then."""
+    known = device.latest.get(kind) or device.latest.get(_REPLACES.get(kind, kind))
+    return known is not None and at < known.at
 
 
 def _row_digest(device: Device) -> bytes:

@@ -259,6 +259,40 @@ def test_a_lease_for_an_impossible_mac_is_ignored(devices: Devices, mac: bytes) 
     assert (len(devices), devices.counters["ignored"]) == (0, 2)
 
 
+# -- what the capture kept ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    [
+        (LEASE, replace(LEASE, address=OTHER_ADDRESS)),
+        (LEASE, LeaseEnd(MAC, ADDRESS)),
+        (LeaseEnd(MAC, ADDRESS), LEASE),
+        (HELLO, replace(HELLO, address=OTHER_ADDRESS)),
+    ],
+)
+def test_what_is_told_late_does_not_undo_what_was_seen_since(
+    devices: Devices, older: Lease | LeaseEnd | Hello, newer: Lease | LeaseEnd | Hello
+) -> None:
+    devices.observe(newer, 100.0)
+    devices.observe(older, 40.0)
+    assert observations(devices, 100.0) == [newer]
+    (row,) = devices.listing(100.0)
+    assert (row["address"], row["seen_ago"]) == (str(newer.address), 0.0)
+
+
+def test_a_repetition_of_all_that_was_seen_leaves_the_table_as_it_is(devices: Devices) -> None:
+    moved = replace(LEASE, address=OTHER_ADDRESS)
+    seen: list[Observation] = [LEASE, HELLO, LeaseEnd(MAC, ADDRESS), moved]
+    tables = []
+    for _ in range(2):
+        for at, observation in enumerate(seen):
+            devices.observe(observation, float(at))
+        acknowledge_all(devices, 60.0)
+        tables.append((devices.digest(), devices.listing(60.0)))
+    assert tables[0] == tables[1]
+
+
 # -- Hello without a MAC -------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 0x01 ...                an observation, just made (its own version byte, wire.notices)
 0x02 JSON               counters of the capture process
-0x03 age u32 0x01 ...   an observation made `age` milliseconds ago, kept for a relay that was away
+0x03 age u32 0x01 ...   an observation made `age` milliseconds ago, kept for whoever connects
 0x05 at f64 length u32  a frame that the filter let through, as asked for; `at` is CLOCK_MONOTONIC
 
 The relay says one thing only:

@@ -15,9 +15,9 @@ does not read costs its own datagrams and nobody else's time: sends never block,
 MAX_OUTBOX bytes they are dropped and counted.
 
 While no relay is there, or a new one has started, nothing is lost that is still worth knowing:
-the last MAX_KEPT observations, none older than MAX_KEPT_AGE, are kept in RAM. A relay process
-that connects for the first time gets all of them, with their age, because it knows nothing; one
-that comes back gets what it missed.
+the last MAX_KEPT observations, none older than MAX_KEPT_AGE, are kept in RAM. Whoever connects
+gets all of them, with their age. A relay that has reloaded knows nothing and is the same process as
+before; to one that does know them the repetition says nothing new.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import socket
 import stat
 import struct
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,41 +92,20 @@ _PEER_CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid.
 log = EventLog("gwmodule.capture")
 
 
-@dataclass(slots=True)
-class _Kept:
-    number: int
-    at: float
-    observation: Observation
-
-
 class History:
-    """The last observations, and how far each relay process has got."""
+    """The last observations, for a relay that was not there to hear them."""
 
     def __init__(self) -> None:
-        self._kept: deque[_Kept] = deque(maxlen=MAX_KEPT)
-        self._number = 0
-        # By process: a relay that has crashed does not come back under its old number soon.
-        self._left: dict[int, int] = {}
+        self._kept: deque[tuple[Observation, float]] = deque(maxlen=MAX_KEPT)
 
     def add(self, observation: Observation, now: float) -> None:
-        self._number += 1
-        self._kept.append(_Kept(self._number, now, observation))
+        self._kept.append((observation, now))
 
-    def missed(self, pid: int, now: float) -> list[tuple[Observation, float]]:
-        """What the relay process `pid` was not given, oldest first, each with its age (seconds)."""
-        known = self._left.get(pid, 0)
-        return [
-            (kept.observation, now - kept.at)
-            for kept in self._kept
-            if kept.number > known and now - kept.at <= MAX_KEPT_AGE
-        ]
-
-    def left(self, pid: int) -> None:
-        """The relay process `pid` went away having been given everything up to now.
-
-        A process in a namespace of its own shows as 0 and cannot be told from its successor.
-        """
-        self._left = {pid: self._number} if pid else {}
+    def kept(self, now: float) -> Iterator[tuple[Observation, float]]:
+        """What is not too old, oldest first, each with its age (seconds)."""
+        for observation, at in self._kept:
+            if now - at <= MAX_KEPT_AGE:
+                yield observation, now - at
 
 
 @dataclass(slots=True)
@@ -361,7 +340,7 @@ class CaptureService:
         self._loop.add_reader(sock, self._hear, relay)
         log.info("relay_connected", pid=pid)
         self._report()
-        for observation, age in self._history.missed(pid, self._loop.time()):
+        for observation, age in self._history.kept(self._loop.time()):
             self._send(relay, build_seen(observation, max(age, 0.001)))
 
     def _hear(self, relay: Outbox) -> None:
@@ -392,7 +371,6 @@ class CaptureService:
             return
         self._relays.remove(relay)
         relay.close()
-        self._history.left(relay.pid)
         log.info("relay_gone", pid=relay.pid)
 
     def _report(self) -> None:

@@ -42,8 +42,8 @@ class CaptureClient:
     """Calls `on_observation(observation, age)` and `on_counters(values)` for what the service
     sends.
 
-    `age` is in seconds: 0 for what was just seen, more for what was seen while this relay was not
-    there.
+    `age` is in seconds: 0 for what was just seen, more for what was seen before this connection,
+    which a client that connects again may have been told already.
     """
 
     def __init__(

@@ -47,7 +47,8 @@ from gwmodule.capture.service import (
 )
 from gwmodule.capture.sniffer import Frame, Sniffer
 from gwmodule.errors import CaptureError
-from gwmodule.wire.notices import Hello, Lease, LeaseEnd
+from gwmodule.relay.capture_client import CaptureClient
+from gwmodule.wire.notices import Hello, Lease, LeaseEnd, Observation
 from tests.capture.carrier import wait_for_carrier
 from tests.capture.dhcp_home import MACHINE_ID, PC_NAME, dhcp_home, have_dhcp_programs
 from tests.capture.frames import (
@@ -204,43 +205,59 @@ async def test_what_was_seen_without_a_relay_comes_with_its_age(tmp_path: Path) 
     assert 0 < seen.age < 5
 
 
-async def test_a_relay_that_returns_gets_what_it_missed_and_no_more(tmp_path: Path) -> None:
+async def test_a_relay_that_was_given_nothing_of_what_waited_for_it_finds_it_again(
+    tmp_path: Path,
+) -> None:
+    large = HELLO_A[:2] + b"\x07\0" + HELLO_A[4:] + bytes(8000)
+    macs = [b"\x02" + number.to_bytes(5, "big") for number in range(100)]
     async with running(tmp_path) as run:
+        async with run.relay() as stalled:
+            await stalled.datagram()
+            for mac in macs:
+                run.sniffer.put(*hello_frames(large, mac))
+            await wait_for(lambda: not run.sniffer.frames)
+            await turns()
         async with run.relay() as relay:
-            run.sniffer.put(dhcp_frame(ack()))
-            await relay.next()
-        await turns()
-        run.sniffer.put(dhcp_frame(ack(mac=STRANGER)))
-        await turns()
-        async with run.relay() as relay:
-            assert (await relay.next()).observation == Lease(STRANGER, PC, 3600)
+            hellos = [(await relay.next()).observation for _ in macs]
+    assert [hello.mac for hello in hellos if isinstance(hello, Hello)] == macs
 
 
-def test_a_new_relay_process_gets_everything_that_is_not_too_old() -> None:
+async def test_a_relay_that_begins_anew_in_the_same_process_is_given_what_the_last_one_had(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as run:
+        run.sniffer.put(dhcp_frame(ack()))
+        await turns()
+        given: asyncio.Queue[tuple[Observation, float]] = asyncio.Queue()
+        for _ in range(2):
+            client = CaptureClient(
+                str(run.path),
+                lambda observation, age: given.put_nowait((observation, age)),
+                lambda values: None,
+            )
+            async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+                connected = tasks.create_task(client.run())
+                observation, age = await given.get()
+                connected.cancel()
+            assert isinstance(observation, Lease)
+            assert 0 < age < 5
+            assert given.empty()
+
+
+def test_what_is_kept_is_given_in_its_order_until_it_is_too_old() -> None:
     history = History()
     history.add(LEASE, now=0.0)
     history.add(LeaseEnd(PC_MAC, PC), now=MAX_KEPT_AGE)
-    history.left(pid=1)
-    assert history.missed(pid=1, now=MAX_KEPT_AGE) == []
-    assert history.missed(pid=2, now=MAX_KEPT_AGE) == [
-        (LEASE, MAX_KEPT_AGE),
-        (LeaseEnd(PC_MAC, PC), 0.0),
-    ]
-    assert len(history.missed(pid=2, now=MAX_KEPT_AGE + 1)) == 1
-
-
-def test_a_process_that_cannot_be_told_from_its_successor_gets_everything() -> None:
-    history = History()
-    history.add(LEASE, now=0.0)
-    history.left(pid=0)
-    assert history.missed(pid=0, now=1.0) == [(LEASE, 1.0)]
+    everything = [(LEASE, MAX_KEPT_AGE), (LeaseEnd(PC_MAC, PC), 0.0)]
+    assert list(history.kept(now=MAX_KEPT_AGE)) == everything
+    assert list(history.kept(now=MAX_KEPT_AGE + 1)) == [(LeaseEnd(PC_MAC, PC), 1.0)]
 
 
 def test_the_history_is_bounded() -> None:
     history = History()
     for _ in range(MAX_KEPT * 2):
         history.add(LEASE, now=0.0)
-    assert len(history.missed(pid=1, now=0.0)) == MAX_KEPT
+    assert len(list(history.kept(now=0.0))) == MAX_KEPT
 
 
 async def test_a_relay_that_does_not_read_costs_only_its_own_datagrams(tmp_path: Path) -> None:
