@@ -323,6 +323,7 @@ class Relay:
                 self._streams.ended(session, channel, reason)
                 self._calls.ended(session, channel)
             case SessionReset():
+                self._streams.session_over(session)
                 self._calls.session_over(session)
             case PeerGoingAway() | RoundTrip() | LinkDead():
                 pass

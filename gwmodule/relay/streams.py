@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import socket
+import struct
+import termios
 from collections import deque
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address
@@ -28,6 +31,9 @@ from gwmodule.wire.notices import format_mac
 _MERGED = 1024
 # One read: a whole frame's payload, and so one frame for what the device sent at once.
 _READ = 16384
+# Seconds without a byte taken after both ends have closed: the channel is gone by then, and nothing
+# that the MSP does reaches the stream any more.
+REST_TIMEOUT = 30.0
 
 DialDevice = Callable[[IPv4Address, int, bytes], Awaitable[socket.socket]]
 
@@ -65,6 +71,8 @@ class Streams:
 
     def opened(self, session: Session, channel: int, target: StreamTarget) -> None:
         """The MSP asks for a stream: connect, then accept or refuse with the reason."""
+        # A device may still take the rest of the one before, whose channel has ended.
+        self.ended(session, channel, "its channel was opened again")
         if len(self._streams) + len(self._opening) >= self._max_streams:
             self._refuse(session, channel, Code.LIMIT, f"{self._max_streams} streams are open")
             return
@@ -126,6 +134,11 @@ class Streams:
             self._streams[key].close(reason)
         elif key in self._opening:
             self._opening.pop(key).cancel()
+
+    def session_over(self, session: Session) -> None:
+        """Its channels have ended; what is left waits for devices to take the rest."""
+        for stream in [each for each in self._streams.values() if each.session is session]:
+            stream.close("the session is over")
 
     def release_device(self, address: IPv4Address, reason: str) -> int:
         """Close our redirection streams to a device, which refuses power off and cycle while one
@@ -213,6 +226,7 @@ class _Stream:
         holds = target.hold and target.port == REDIRECTION_TCP
         self._hold = DeviceHold() if holds else None
         self._hold_timer: asyncio.TimerHandle | None = None
+        self._rest_timer: asyncio.TimerHandle | None = None
         self.resume_reading()
 
     # ---- device to MSP ------------------------------------------------------------------------
@@ -272,6 +286,7 @@ class _Stream:
         self._eof_to_device = True
         if not self._writing:
             self._write()
+        self._close_when_done()
 
     def _write(self) -> None:
         while self._to_device:
@@ -332,8 +347,29 @@ class _Stream:
     # ---- the end ------------------------------------------------------------------------------
 
     def _close_when_done(self) -> None:
-        if self._eof_from_device and self._shut_down:
+        if self._closed or not (self._eof_from_device and self._eof_to_device):
+            return
+        if self._shut_down:
             self.close("both ends closed")
+        elif self._rest_timer is None:
+            self._expect_rest_taken()
+
+    def _bytes_taken(self) -> int:
+        """As the device acknowledged: the kernel's buffer alone may take minutes on a slow LAN."""
+        queued = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        return self.bytes_to_device - int(struct.unpack("i", queued)[0])
+
+    def _expect_rest_taken(self) -> None:
+        self._rest_timer = self._loop.call_later(
+            REST_TIMEOUT, self._on_rest_timeout, self._bytes_taken()
+        )
+
+    def _on_rest_timeout(self, taken: int) -> None:
+        if self._bytes_taken() == taken:
+            reason = f"the device took nothing of the rest for {REST_TIMEOUT:g} s"
+            self.reset(Code.CONNECTION_LOST, reason)
+        else:
+            self._expect_rest_taken()
 
     def reset(self, code: Code, reason: str) -> None:
         self.session.mux.reset(self.channel, code, reason)
@@ -348,6 +384,8 @@ class _Stream:
         self._watch_writable(False)
         if self._hold_timer is not None:
             self._hold_timer.cancel()
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
         self._sock.close()
         self._to_device.clear()
         self._on_closed(self, reason)

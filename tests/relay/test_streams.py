@@ -32,6 +32,7 @@ from gwmodule.wire.events import (
     DataReceived,
     EofReceived,
     Event,
+    SessionReset,
 )
 from gwmodule.wire.frames import Priority
 from gwmodule.wire.messages import StreamTarget
@@ -92,6 +93,8 @@ class Gateway:
                 self.streams.eof_received(session, channel)
             case ChannelEnded(channel, _, reason):
                 self.streams.ended(session, channel, reason)
+            case SessionReset():
+                self.streams.session_over(session)
             case _:
                 pass
 
@@ -153,6 +156,71 @@ async def test_a_device_that_closes_first_is_still_written_to(tmp_path: Path) ->
         assert await device.read() == b"the rest"
         stream.write_eof()
         assert await device.read() == b""
+        await until(lambda: len(gateway.streams) == 0)
+
+
+@contextlib.asynccontextmanager
+async def half_taken(directory: Path, device: Device) -> AsyncIterator[tuple[Peers, Gateway, int]]:
+    """Both sides have said their end, and the device has not read what it was sent."""
+    async with chain(directory, device) as (msp, gateway, session):
+        stream = await session.open_stream(TARGET, Priority.BULK)
+        (ours,) = gateway.sessions
+        device.connections[-1].shutdown(socket.SHUT_WR)
+        assert await stream.read() == b""
+        # More than the kernel holds for the device, less than the stream's window besides.
+        sent = 350_000
+        stream.write(bytes(sent))
+        stream.write_eof()
+        await until(lambda: ours.mux.channels == 0)
+        yield msp, gateway, sent
+
+
+async def test_a_device_may_take_the_rest_after_both_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gwmodule.relay.streams.REST_TIMEOUT", 0.4)
+    device = Device()
+    async with half_taken(tmp_path, device) as (_, gateway, sent):
+        received = 0
+        # Longer than the timeout all in all: what counts is that it goes on.
+        while chunk := await device.read(32768):
+            received += len(chunk)
+            await asyncio.sleep(0.1)
+        assert received == sent
+        await until(lambda: len(gateway.streams) == 0)
+
+
+async def test_a_device_that_does_not_take_the_rest_gives_its_place_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("gwmodule.relay.streams.REST_TIMEOUT", 0.2)
+    caplog.set_level("INFO", "gwmodule.streams")
+    device = Device()
+    async with half_taken(tmp_path, device) as (_, gateway, _sent):
+        assert len(gateway.streams) == 1
+        await until(lambda: len(gateway.streams) == 0)
+        assert 'reason="the device took nothing of the rest for 0.2 s"' in caplog.text
+
+
+async def test_a_rest_makes_room_for_the_next_stream_of_its_number(tmp_path: Path) -> None:
+    """The channel may be free already, when a heartbeat of our own is all that waits."""
+    device = Device()
+    async with half_taken(tmp_path, device) as (_, gateway, _sent):
+        (session,) = gateway.sessions
+        (old,) = gateway.streams._streams.values()
+        gateway.streams.opened(session, old.channel, TARGET)
+        await until(lambda: len(device.connections) == 2)
+        await until(lambda: len(gateway.streams) == 1)
+        assert old not in gateway.streams._streams.values()
+
+
+async def test_the_end_of_a_session_ends_a_rest_that_nobody_takes(tmp_path: Path) -> None:
+    device = Device()
+    async with half_taken(tmp_path, device) as (msp, gateway, _):
+        assert len(gateway.streams) == 1
+        session = msp.sessions.locate("gw-1")
+        assert session is not None
+        session.end(Code.SESSION_LOST, "gone")
         await until(lambda: len(gateway.streams) == 0)
 
 
