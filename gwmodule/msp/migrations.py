@@ -285,4 +285,6 @@ MIGRATIONS: tuple[Step, ...] = (
         CREATE INDEX used_keys_used_at ON used_keys (used_at);
         """,
     ),
+    # 7: a tenant's audit in the order in which it is read: each look sorted all of it
+    Step("CREATE INDEX audit_tenant ON audit (tenant, id);"),
 )

@@ -43,6 +43,8 @@ from gwmodule.wire.notices import Observation, format_mac
 
 # A limit that is none: both engines take it.
 ALL = 1 << 31
+# More than any audit entry's number.
+NEWEST = (1 << 63) - 1
 
 
 class RegistryConflict(GatewayError):
@@ -315,15 +317,24 @@ class Registry:
     async def host(self, gateway: str, mac: bytes) -> Host | None:
         return await Tables(self._database).host(gateway, mac)
 
-    async def candidates(self, tenant: str = DEFAULT_TENANT) -> list[Host]:
-        """Hosts that answer as AMT and whose UUID is unknown."""
+    async def candidates(
+        self,
+        tenant: str = DEFAULT_TENANT,
+        *,
+        after: tuple[str, bytes] = ("", b""),
+        most: int = ALL,
+    ) -> list[Host]:
+        """Hosts that answer as AMT and whose UUID is unknown, in the order of gateway and MAC."""
         rows = await self._database.fetch(
             "SELECT hosts.* FROM hosts JOIN gateways ON gateways.name = hosts.gateway"
             " WHERE gateways.tenant = $1 AND hosts.answered_at IS NOT NULL AND NOT EXISTS"
             " (SELECT 1 FROM devices WHERE devices.tenant = gateways.tenant"
             "  AND devices.gateway = hosts.gateway AND devices.mac = hosts.mac)"
-            " ORDER BY hosts.gateway, hosts.mac",
+            " AND (hosts.gateway, hosts.mac) > ($2, $3)"
+            " ORDER BY hosts.gateway, hosts.mac LIMIT $4",
             tenant,
+            *after,
+            most,
         )
         return [host_from(row) for row in rows]
 
@@ -441,20 +452,22 @@ class Registry:
         await Tables(self._database).audit(tenant, at, actor, action, gateway, uuid, detail)
 
     async def audit_entries(
-        self, *, uuid: UUID | None = None, limit: int = 100, tenant: str = DEFAULT_TENANT
+        self,
+        *,
+        uuid: UUID | None = None,
+        before: int = NEWEST,
+        limit: int = 100,
+        tenant: str = DEFAULT_TENANT,
     ) -> list[AuditEntry]:
-        """The newest entries, newest first."""
-        if uuid is None:
-            rows = await self._database.fetch(
-                "SELECT * FROM audit WHERE tenant = $1 ORDER BY id DESC LIMIT $2", tenant, limit
-            )
-        else:
-            rows = await self._database.fetch(
-                "SELECT * FROM audit WHERE tenant = $1 AND uuid = $2 ORDER BY id DESC LIMIT $3",
-                tenant,
-                uuid.bytes,
-                limit,
-            )
+        """The newest entries, newest first; `before` is the number of an entry."""
+        rows = await self._database.fetch(
+            f"SELECT * FROM audit WHERE tenant = $1 AND id < $2"  # noqa: S608
+            f" {'' if uuid is None else 'AND uuid = $4'} ORDER BY id DESC LIMIT $3",
+            tenant,
+            before,
+            limit,
+            *(() if uuid is None else (uuid.bytes,)),
+        )
         return [audit_entry_from(row) for row in rows]
 
 

@@ -51,6 +51,7 @@ async def test_keys_of_before_belong_to_who_made_them_and_is_a_user_still(
     for column in ("maker", "owner", "last_used"):
         await database.execute(f"ALTER TABLE api_keys DROP COLUMN {column}")
     await database.execute("DROP TABLE used_keys")
+    await database.execute("DROP INDEX audit_tenant")
     await database.execute("UPDATE schema SET version = 4")
     users = [("anna", 1.0), ("again", 20.0)]
     for name, created in users:

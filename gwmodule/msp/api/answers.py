@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
@@ -89,6 +89,32 @@ def json_response(value: Any, status: int = 200) -> web.Response:
     return web.Response(
         status=status, body=msgspec.json.encode(value), content_type="application/json"
     )
+
+
+async def list_response(
+    parts: AsyncIterator[Sequence[Any]], total: Callable[[], int] | None = None
+) -> web.Response:
+    """A list that is made while it is read: who does not read costs one part of it.
+
+    With `total`, asked at the end, a page as Open AMT gives it. The first part is made at once, so
+    that what goes wrong there still has an answer; later the connection breaks off.
+    """
+    first = await anext(parts, None) or ()
+
+    async def text() -> AsyncIterator[bytes]:
+        yield (b"[" if total is None else b'{"data":[') + _members(first)
+        begun = bool(first)
+        async for part in parts:
+            if part:
+                yield (b"," if begun else b"") + _members(part)
+                begun = True
+        yield b"]" if total is None else b'],"totalCount":%d}' % total()
+
+    return web.Response(body=text(), content_type="application/json")
+
+
+def _members(part: Sequence[Any]) -> bytes:
+    return msgspec.json.encode(part)[1:-1]
 
 
 def error_response(status: int, error: str, description: str) -> web.Response:

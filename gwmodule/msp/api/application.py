@@ -329,11 +329,19 @@ class Api:
                 await response.prepare(request)
                 await response.write_eof()
         except TimeoutError:
-            if request.transport is not None:
-                request.transport.abort()
+            _cut(request)
+        except (RegistryError, StatementError) as exc:
+            # In the middle of a list: a whole one must not be made of it.
+            self._log.error("registry_failed", path=request.path, reason=exc)
+            _cut(request)
         except ConnectionError:
             pass
         except RuntimeError:
             # uvloop's word for a connection that is closed.
             if request.transport is not None and not request.transport.is_closing():
                 raise
+
+
+def _cut(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()

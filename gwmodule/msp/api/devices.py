@@ -15,6 +15,7 @@ from gwmodule.msp.api.answers import (
     ApiError,
     bad_request,
     json_response,
+    list_response,
     not_found,
     said_by_records,
     time_text,
@@ -36,7 +37,7 @@ from gwmodule.msp.api.shown import shown_audit, shown_device, shown_host
 from gwmodule.msp.api.streams import OpenStreams
 from gwmodule.msp.labels import NO_LABEL, Label, Labels
 from gwmodule.msp.records import Device, State
-from gwmodule.msp.registry import ALL, Registry, RegistryConflict
+from gwmodule.msp.registry import ALL, NEWEST, Registry, RegistryConflict
 from gwmodule.msp.seam import SessionsSeam
 from gwmodule.msp.vault import Vault
 from gwmodule.wire.notices import NO_MAC, NO_UUID, format_mac, parse_mac
@@ -76,27 +77,34 @@ class Devices:
         label = await self._labels.of(device.tenant, device.uuid)
         return shown_device(device, self._sessions, label)
 
-    async def all(self, asked: Asked) -> object:
+    async def all(self, asked: Asked) -> web.Response:
         query: p.DevicesQuery = asked.query
         equal = _given(query, "hostname", "gateway", "state")
         wanted = _criteria(query)
-        if wanted is None:
-            page = [
-                shown
-                async for part in self._parts(asked.tenant, equal, query.skip, query.top)
-                for shown in part
-            ]
-            if not query.count:
-                return page
-            return p.DevicePage(page, await self._registry.count_devices(asked.tenant, equal=equal))
-        found = [
-            shown
-            async for part in self._parts(asked.tenant, equal, 0, ALL)
-            for shown in part
-            if wanted(shown)
-        ]
-        page = found[query.skip : query.skip + query.top]
-        return p.DevicePage(page, len(found)) if query.count else page
+        if wanted is not None:
+            page = _Page(query.skip, query.top)
+            found = self._found(asked.tenant, equal, wanted, page, to_end=query.count)
+            return await list_response(found, (lambda: page.seen) if query.count else None)
+        parts = self._parts(asked.tenant, equal, query.skip, query.top)
+        if not query.count:
+            return await list_response(parts)
+        number = await self._registry.count_devices(asked.tenant, equal=equal)
+        return await list_response(parts, lambda: number)
+
+    async def _found(
+        self,
+        tenant: str,
+        equal: Mapping[str, str],
+        wanted: Callable[[p.DeviceAnswer], bool],
+        page: _Page,
+        *,
+        to_end: bool,
+    ) -> AsyncIterator[list[p.DeviceAnswer]]:
+        """Those of the page; `to_end` when somebody wants to know how many there are."""
+        async for part in self._parts(tenant, equal, 0, ALL):
+            yield page.cut([shown for shown in part if wanted(shown)])
+            if page.full and not to_end:
+                return
 
     async def _parts(
         self, tenant: str, equal: Mapping[str, str], skip: int, most: int
@@ -211,9 +219,15 @@ class Devices:
         if not self._calls.cancel(asked.principal, asked.path("id")):
             raise not_found("no such call is running")
 
-    async def candidates(self, asked: Asked) -> object:
-        hosts = await self._registry.candidates(asked.tenant)
-        return [shown_host(host, self._sessions) for host in hosts]
+    async def candidates(self, asked: Asked) -> web.Response:
+        return await list_response(self._candidates(asked.tenant))
+
+    async def _candidates(self, tenant: str) -> AsyncIterator[list[p.Candidate]]:
+        after = "", b""
+        while hosts := await self._registry.candidates(tenant, after=after, most=PART):
+            yield [shown_host(host, self._sessions) for host in hosts]
+            await asyncio.sleep(0)
+            after = hosts[-1].gateway, hosts[-1].mac
 
     async def identify(self, asked: Asked) -> web.Response:
         async def act() -> web.Response:
@@ -330,14 +344,43 @@ class Devices:
         except (AmtError, LinkLost, msgspec.ValidationError) as exc:
             return [p.ExplainStep("gateway's view", "failed", str(exc)[:300])]
 
-    async def audit(self, asked: Asked) -> object:
+    async def audit(self, asked: Asked) -> web.Response:
         query: p.AuditQuery = asked.query
         # By the UUID itself: the history of a device outlives its record.
         uuid = guid_of(query.guid) if isinstance(query.guid, str) else None
-        entries = await self._registry.audit_entries(
-            uuid=uuid, limit=query.limit, tenant=asked.tenant
-        )
-        return [shown_audit(entry) for entry in entries]
+        return await list_response(self._entries(asked.tenant, uuid, query.limit))
+
+    async def _entries(
+        self, tenant: str, uuid: UUID | None, most: int
+    ) -> AsyncIterator[list[p.AuditAnswer]]:
+        before = NEWEST
+        while most > 0:
+            entries = await self._registry.audit_entries(
+                uuid=uuid, before=before, limit=min(most, PART), tenant=tenant
+            )
+            if not entries:
+                return
+            yield [shown_audit(entry) for entry in entries]
+            await asyncio.sleep(0)
+            before, most = entries[-1].id, most - len(entries)
+
+
+class _Page:
+    """Which of those that were found are asked for; `seen` counts them all."""
+
+    def __init__(self, skip: int, top: int) -> None:
+        self._skip = skip
+        self._end = skip + top
+        self.seen = 0
+
+    @property
+    def full(self) -> bool:
+        return self.seen >= self._end
+
+    def cut(self, part: list[p.DeviceAnswer]) -> list[p.DeviceAnswer]:
+        start, end = (max(0, limit - self.seen) for limit in (self._skip, self._end))
+        self.seen += len(part)
+        return part[start:end]
 
 
 def _criteria(query: p.DevicesQuery) -> Callable[[p.DeviceAnswer], bool] | None:

@@ -1,15 +1,23 @@
 import asyncio
+import contextlib
 import json
-from typing import Any
+import socket
+import sqlite3
+from typing import Any, cast
+from uuid import UUID
 
+import aiohttp
 import pytest
 
 from gwmodule.msp.accounts import Role
+from gwmodule.msp.api.devices import PART
+from gwmodule.msp.database import RegistryError
 from gwmodule.wire.frames import CredentialMode
 from gwmodule.wire.messages import Progress, Result
 from gwmodule.wire.notices import Lease
 from tests.msp.api.conftest import Site
 from tests.msp.conftest import IP, MAC, NOW, PC, presence, result
+from tests.uplink.peers import until
 
 DEVICE = f"/api/v1/devices/{PC}"
 LOGIN = {"username": "admin", "password": "P@ssw0rd"}
@@ -227,3 +235,101 @@ async def test_a_device_that_changes_is_an_event(site: Site) -> None:
         assert b'event: device\ndata: {"guid":"%s"' % str(PC).encode() in await watcher.next(1.0)
         await site.request("DELETE", DEVICE, token=site.token())
         assert b'"forgotten":true' in await watcher.next(1.0)
+
+
+async def multiply(site: Site, table: str, name: str, number: int) -> None:
+    """The only row of a table `number` times, each with another value of one column."""
+    database = site.service.database
+    row = cast(sqlite3.Row, await database.fetch_one(f"SELECT * FROM {table}"))
+    columns = ", ".join(sorted({*row.keys()} - {name}))
+    async with database.transaction() as db:
+        for value in range(1, number):
+            await db.execute(
+                f"INSERT INTO {table} ({name}, {columns})"
+                f" SELECT $1, {columns} FROM {table} LIMIT 1",
+                value.to_bytes(16 if name == "uuid" else 6, "big"),
+            )
+
+
+async def many_entries(site: Site, number: int) -> None:
+    async with site.service.database.transaction() as db:
+        for at in range(number):
+            await db.execute(
+                "INSERT INTO audit (tenant, at, actor, action, detail) VALUES ($1, $2, $3, $4, $5)",
+                "default", float(at), "a", "call", json.dumps({"reason": "x" * 500}),
+            )  # fmt: skip
+
+
+LISTS = ["/api/v1/devices", "/api/v1/devices?$count=true", "/api/v1/devices?status=1",
+         "/api/v1/candidates", "/api/v1/audit?limit=10000"]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", LISTS)
+async def test_who_does_not_read_a_long_list_costs_one_part_of_it(site: Site, path: str) -> None:
+    for table, name in (("devices", "uuid"), ("hosts", "mac")):
+        await multiply(site, table, name, 1000)
+    await many_entries(site, 1000)
+    host, port = site.url.removeprefix("http://").split(":")
+    request = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {site.token()}\r\n\r\n"
+    server = site.service.runner.server
+    assert server is not None
+
+    def transports() -> list[asyncio.WriteTransport]:
+        return [handler.transport for handler in server.connections if handler.transport]
+
+    with contextlib.ExitStack() as stack:
+        readers = [stack.enter_context(socket.socket()) for _ in range(5)]
+        for reader in readers:
+            # Before it connects: the window is what it says then.
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(reader, (host, int(port)))
+        await until(lambda: len(transports()) == 5)
+        for transport in transports():
+            # What the kernel does not take waits in the transport, where it can be counted.
+            ours = transport.get_extra_info("socket")
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        for reader in readers:
+            reader.send(request.encode())
+        await until(lambda: all(each.get_write_buffer_size() for each in transports()))
+        await asyncio.sleep(0.2)
+        assert max(each.get_write_buffer_size() for each in transports()) < 160 * 1024
+
+
+async def test_a_long_list_is_whole(site: Site) -> None:
+    token = site.token()
+    await multiply(site, "devices", "uuid", PART + 3)
+    await multiply(site, "hosts", "mac", 2 * PART)
+    await many_entries(site, 2 * PART)
+    _, devices = await site.request("GET", "/api/v1/devices", token=token)
+    everything = [UUID(int=number) for number in range(1, PART + 3)] + [PC]
+    assert [device["guid"] for device in devices] == [str(each) for each in everything]
+    _, page = await site.request("GET", "/api/v1/devices?$skip=1&$top=2&status=1", token=token)
+    assert page == devices[1:3]
+    path = "/api/v1/devices?$skip=1&$top=2&status=1&$count=true"
+    _, page = await site.request("GET", path, token=token)
+    assert page == {"data": devices[1:3], "totalCount": PART + 3}
+    _, candidates = await site.request("GET", "/api/v1/candidates", token=token)
+    macs = [host["mac"] for host in candidates]
+    assert (len(macs), macs) == (2 * PART - 1, sorted(set(macs)))
+    _, entries = await site.request("GET", f"/api/v1/audit?limit={PART + 9}", token=token)
+    ids = [entry["id"] for entry in entries]
+    assert ids == list(range(ids[0], ids[0] - PART - 9, -1))
+    assert (await site.request("GET", "/api/v1/audit?limit=0", token=token))[1] == []
+
+
+async def test_a_list_that_breaks_off_is_not_taken_for_a_whole_one(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await multiply(site, "devices", "uuid", 2 * PART)
+    read = site.service.registry.devices
+
+    async def fail_in_the_middle(*arguments: Any, **more: Any) -> Any:
+        if more["after"] is not None:
+            raise RegistryError("disk full")
+        return await read(*arguments, **more)
+
+    monkeypatch.setattr(site.service.registry, "devices", fail_in_the_middle)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await site.request("GET", "/api/v1/devices", token=site.token())
+    assert "registry_failed" in caplog.text
