@@ -32,7 +32,7 @@ from gwmodule.config import SERVICE_NAME, join_address, split_address
 from gwmodule.errors import ConfigError, GatewayError
 from gwmodule.flood import FloodLimit
 from gwmodule.msp.acceptor import listening_socket
-from gwmodule.msp.database import RegistryError
+from gwmodule.msp.database import RegistryError, StatementError
 from gwmodule.msp.enrolment_tokens import EnrolmentRefused, Enrolments
 from gwmodule.msp.http_port import Callers, HttpPort
 from gwmodule.msp.pki import (
@@ -89,10 +89,10 @@ class EnrolmentSite:
         authority: Authority,
         clock: Callable[[], float],
         link_port: Callable[[], int],
-        on_leave: Callable[[str], None] = lambda gateway: None,
+        end_session: Callable[[str, str], None] = lambda gateway, reason: None,
     ) -> None:
-        """`on_leave` ends the session of a gateway that has given its certificate back."""
-        self._on_leave = on_leave
+        """`end_session` is told whose certificate is over, and why."""
+        self._end_session = end_session
         self._options = options
         self._enrolments = enrolments
         self._authority = authority
@@ -145,6 +145,8 @@ class EnrolmentSite:
             handle_signals=False,
             keepalive_timeout=5.0,
             shutdown_timeout=2.0,
+            # No gateway packs its request, and what a stranger's unpacks to is his choice.
+            auto_decompress=False,
             max_line_size=4096,
             max_field_size=4096,
         )
@@ -221,7 +223,7 @@ class EnrolmentSite:
                 if wait := math.ceil(self._failures.wait(network, now)):
                     raise SiteError(429, "TOO_MANY", "too many failures; wait", later=wait)
                 body = await handler(request)
-            except (SiteError, EnrolmentRefused, BadRequest, RegistryError) as exc:
+            except (SiteError, EnrolmentRefused, BadRequest, RegistryError, StatementError) as exc:
                 refusal = _refusal(exc)
                 if refusal.status < 500 and refusal.status != 429:
                     self._failures.admits(network, now)
@@ -249,8 +251,7 @@ class EnrolmentSite:
         body = await self._body(request, "request", "gateway")
         key = requested_key(body["request"])
         at = self._clock()
-        self._require_capacity()
-        gateway, certificate = await self._enrolments.redeem(
+        redeemed = await self._enrolments.redeem(
             token.strip(),
             key_hash(key),
             at,
@@ -258,14 +259,15 @@ class EnrolmentSite:
             gateway=body.get("gateway"),
             peer=request.remote or "",
         )
-        self._log.info("gateway_enrolled", gateway=gateway, address=request.remote)
-        return self._enrolled(request, gateway, certificate)
+        if redeemed.first:
+            self._end_session(redeemed.gateway, "this gateway has another certificate now")
+        self._log.info("gateway_enrolled", gateway=redeemed.gateway, address=request.remote)
+        return self._enrolled(request, redeemed.gateway, redeemed.certificate)
 
     async def _renewal(self, request: web.Request) -> dict[str, Any]:
         at = self._clock()
         certificate, name = self._client(request, at)
         key = requested_key((await self._body(request, "request"))["request"])
-        self._require_capacity()
         renewed = await self._enrolments.renew(
             name,
             fingerprint(certificate),
@@ -282,7 +284,7 @@ class EnrolmentSite:
         await self._enrolments.give_back(
             name, fingerprint(certificate), at, peer=request.remote or ""
         )
-        self._on_leave(name)
+        self._end_session(name, "the gateway was deprovisioned")
         self._log.info("gateway_deprovisioned", gateway=name, address=request.remote)
 
     # ---- parts --------------------------------------------------------------------------------
@@ -314,6 +316,8 @@ class EnrolmentSite:
             raise SiteError(413, "TOO_LARGE", f"at most {MAX_BODY} bytes") from exc
         except TimeoutError as exc:
             raise SiteError(408, "TIMEOUT", "the request did not come in time") from exc
+        except (ConnectionError, web.RequestPayloadError) as exc:
+            raise SiteError(400, "BAD_REQUEST", "the body did not come whole") from exc
         except (ValueError, RecursionError) as exc:
             raise SiteError(400, "BAD_REQUEST", "the body is no JSON") from exc
         if (
@@ -325,11 +329,9 @@ class EnrolmentSite:
             raise SiteError(400, "BAD_REQUEST", f"the body must be strings named {', '.join(keys)}")
         return body
 
-    def _require_capacity(self) -> None:
+    def _issue(self, name: str, key: Any, at: float) -> Issued:
         if not self._signatures.admits(b"", time.monotonic()):
             raise SiteError(503, "BUSY", "too many gateways at once; try again", later=10)
-
-    def _issue(self, name: str, key: Any, at: float) -> Issued:
         return self._authority.gateway_certificate(name, key, at, self._options.lifetime)
 
     def _enrolled(self, request: web.Request, gateway: str, certificate: str) -> dict[str, Any]:

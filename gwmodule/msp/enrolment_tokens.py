@@ -52,6 +52,15 @@ class Enrolment:
     expires: float
 
 
+@dataclass(frozen=True, slots=True)
+class Redeemed:
+    """`first`: not the repeated answer to a key that has its certificate (PEM) already."""
+
+    gateway: str
+    certificate: str
+    first: bool
+
+
 class Enrolments:
     """RegistryError from every method while the database cannot be used."""
 
@@ -108,15 +117,15 @@ class Enrolments:
 
     async def redeem(
         self, token: str, key: str, at: float, issue: Issue, *, gateway: str | None, peer: str
-    ) -> tuple[str, str]:
-        """The gateway's name and its certificate (PEM), once per token and again for the same key.
+    ) -> Redeemed:
+        """The gateway's certificate, once per token and again for the same key.
 
         `key` is the hash of the public key, `issue` signs for it; `gateway` is whom the caller
         believes to be. EnrolmentRefused leaves the token as it was.
         """
         async with self._database.transaction() as db:
             found = None
-            if len(token) <= MAX_TOKEN:
+            if len(token) <= MAX_TOKEN and token.isascii():
                 # The hash is looked up, so how long this takes says nothing about a token.
                 found = await db.fetch_one(
                     "SELECT * FROM enrolment_tokens WHERE hash = $1", _hash(token)
@@ -129,7 +138,7 @@ class Enrolments:
             if gateway is not None and gateway != name:
                 raise EnrolmentRefused("OTHER_GATEWAY", f"the token is for the gateway {name}")
             if found["used_at"] is not None:
-                return name, await self._again(db, found, key)
+                return Redeemed(name, await self._again(db, found, key), first=False)
             row = await db.fetch_one("SELECT revoked_at FROM gateways WHERE name = $1", name)
             if row is None or (row["revoked_at"] or 0.0) >= found["created_at"]:
                 raise EnrolmentRefused("REVOKED", f"the gateway {name} was revoked after that")
@@ -158,7 +167,7 @@ class Enrolments:
             await Tables(db).audit(
                 found["tenant"], at, f"gateway {name}", "gateway.enrol", name, detail=detail
             )
-        return name, issued.certificate
+        return Redeemed(name, issued.certificate, first=True)
 
     async def renew(
         self, gateway: str, fingerprint: str, at: float, issue: Issue, *, peer: str
@@ -184,14 +193,19 @@ class Enrolments:
         return issued.certificate
 
     async def give_back(self, gateway: str, fingerprint: str, at: float, *, peer: str) -> None:
-        """The gateway is no longer one: neither its certificates nor its tokens are good."""
+        """The gateway is no longer one: neither its certificates nor their tokens are good.
+
+        Except the token that is to replace them: it is the owner's answer to whoever has them.
+        """
         async with self._database.transaction() as db:
             row = await _allowed(db, gateway, fingerprint)
             await db.execute(
                 "UPDATE gateways SET fingerprint = NULL, next_fingerprint = NULL WHERE name = $1",
                 gateway,
             )
-            await db.execute("DELETE FROM enrolment_tokens WHERE gateway = $1", gateway)
+            await db.execute(
+                "DELETE FROM enrolment_tokens WHERE gateway = $1 AND used_at IS NOT NULL", gateway
+            )
             await Tables(db).audit(
                 row["tenant"], at, f"gateway {gateway}", "gateway.deprovision", gateway,
                 detail={"address": peer},

@@ -222,11 +222,17 @@ class Registry:
     async def revoke_gateway(
         self, name: str, at: float, *, actor: str, tenant: str = DEFAULT_TENANT
     ) -> bool:
-        """Its certificate opens no link any more; `add_gateway(replace=True)` lets it back in."""
+        """Neither its certificate nor a token that is open lets it in any more.
+
+        One that is made from then on does, and `add_gateway(replace=True)`. False when there is
+        nothing to revoke.
+        """
         async with self._database.transaction() as db:
             changed = await db.execute(
                 "UPDATE gateways SET revoked_at = $1"
-                " WHERE name = $2 AND tenant = $3 AND revoked_at IS NULL",
+                " WHERE name = $2 AND tenant = $3 AND (revoked_at IS NULL OR EXISTS"
+                " (SELECT 1 FROM enrolment_tokens WHERE gateway = name AND used_at IS NULL"
+                "  AND enrolment_tokens.created_at > revoked_at))",
                 at,
                 name,
                 tenant,

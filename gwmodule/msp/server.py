@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ async def serve(options: ServerOptions) -> None:
                     authority,
                     wall_clock,
                     lambda: listener.port,
-                    lambda gateway: _end_session(sessions, gateway),
+                    partial(_end_session, sessions),
                 )
             accounts = Accounts(database, vault)
             http = options.http or HttpOptions("", 0)
@@ -147,10 +148,10 @@ async def serve(options: ServerOptions) -> None:
     log.info("stopped")
 
 
-def _end_session(sessions: Sessions, gateway: str) -> None:
+def _end_session(sessions: Sessions, gateway: str, reason: str) -> None:
     session = sessions.locate(gateway)
     if session is not None:
-        session.end(Code.IDENTITY, "the gateway was deprovisioned")
+        session.end(Code.IDENTITY, reason)
 
 
 async def _run_until_signal(

@@ -6,9 +6,14 @@ import contextlib
 import datetime
 import http.client
 import json
+import logging
 import socket
 import ssl
-from collections.abc import Iterator
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +49,45 @@ def request(key: Key, name: str = "evil") -> str:
     return made.public_bytes(serialization.Encoding.PEM).decode()
 
 
-def ask(
-    msp: Msp, method: str, path: str, body: bytes | None = None, *, token: str = ""
-) -> tuple[int, dict[str, Any]]:
+def trusting(msp: Msp) -> ssl.SSLContext:
     context = ssl.create_default_context(cadata=msp.authority.ca)
     context.check_hostname = False
+    return context
+
+
+@dataclass
+class Identity:
+    """A gateway's key and certificate, or a thief's copy of them."""
+
+    certificate: Path
+    key: Path
+
+    @classmethod
+    def store(cls, directory: Path, name: str, key: Key, certificate: str) -> Identity:
+        identity = cls(directory / f"{name}.crt", directory / f"{name}.key")
+        identity.certificate.write_text(certificate)
+        identity.key.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        return identity
+
+
+def ask(
+    msp: Msp,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    *,
+    token: str = "",
+    identity: Identity | None = None,
+) -> tuple[int, dict[str, Any]]:
+    context = trusting(msp)
+    if identity is not None:
+        context.load_cert_chain(identity.certificate, identity.key)
     connection = http.client.HTTPSConnection("127.0.0.1", msp.port, context=context, timeout=10)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
@@ -58,6 +97,13 @@ def ask(
         return response.status, json.loads(content) if content[:1] == b"{" else {}
     finally:
         connection.close()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def enrol(msp: Msp, key: Key, token: str) -> tuple[int, dict[str, Any]]:
@@ -157,6 +203,145 @@ def test_guessing_is_slowed_down_and_does_not_fill_the_log(
     assert sum("enrolment_refused" in record.message for record in caplog.records) == FAILURES
 
 
+NOT_ASCII = b"Authorization: Bearer gwe_\xff\r\nContent-Length: %d\r\n\r\n%s"
+
+
+def spoil(msp: Msp, kind: str, source: str = "127.0.0.1") -> bytes:
+    """A request that cannot be one; the first line of its answer."""
+    body = json.dumps({"request": request(ec.generate_private_key(ec.SECP256R1()))}).encode()
+    authorization = b"Authorization: Bearer gwe_x\r\n"
+    rest = {
+        "token": NOT_ASCII % (len(body), body),
+        "unknown": authorization + b"Content-Length: %d\r\n\r\n%s" % (len(body), body),
+        "deflate": authorization
+        + b"Content-Encoding: deflate\r\nContent-Length: 10\r\n\r\nabcdefghij",
+        "chunk": authorization + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabc",
+        "short": authorization + b"Content-Length: 100\r\n\r\nabc",
+    }[kind]
+    plain = socket.create_connection(("127.0.0.1", msp.port), 5, source_address=(source, 0))
+    with trusting(msp).wrap_socket(plain) as sock:
+        sock.sendall(b"POST /enrol/v1/certificate HTTP/1.1\r\nHost: x\r\n" + rest)
+        if kind in ("chunk", "short"):
+            # And hangs up, while the site waits for the rest.
+            return b""
+        return sock.recv(65536).partition(b"\r\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer"),
+    [
+        ("token", b"403"),
+        ("unknown", b"403"),
+        ("deflate", b"400"),
+        ("chunk", b""),
+        ("short", b""),
+    ],
+)
+def test_a_failure_of_any_kind_is_counted_and_costs_nobody_else_anything(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    answer: bytes,
+) -> None:
+    monkeypatch.setattr(enrolment_site, "FAILURES_PERIOD", 3600.0)
+    # One signature for all: whoever has nothing to be signed must not take it.
+    monkeypatch.setattr(enrolment_site, "SIGNATURES_BURST", 1.0)
+    monkeypatch.setattr(enrolment_site, "SIGNATURES_RATE", 1 / 3600)
+    msp = Msp(tmp_path)
+
+    def were_refused(number: int) -> bool:
+        return sum(msp.site.counters.values()) == number
+
+    try:
+        for number in range(FAILURES):
+            assert answer in spoil(msp, kind, "127.0.0.2")
+            wait_for(partial(were_refused, number + 1))
+        assert b" 429 " in spoil(msp, "unknown", "127.0.0.2")
+        assert enrol(msp, ec.generate_private_key(ec.SECP256R1()), msp.token())[0] == 200
+        msp.stop()
+    finally:
+        msp.end()
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def test_a_body_that_unpacks_to_much_is_not_unpacked(msp: Msp) -> None:
+    bomb = zlib.compress(bytes(10_000_000), 9)
+    with trusting(msp).wrap_socket(socket.create_connection(("127.0.0.1", msp.port), 5)) as sock:
+        sock.sendall(
+            b"POST /enrol/v1/certificate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer gwe_x\r\n"
+            b"Content-Encoding: deflate\r\nContent-Length: %d\r\n\r\n" % len(bomb) + bomb
+        )
+        assert sock.recv(65536).startswith(b"HTTP/1.1 400 ")
+
+
+def test_when_there_is_too_much_to_sign_a_token_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enrolment_site, "SIGNATURES_BURST", 1.0)
+    monkeypatch.setattr(enrolment_site, "SIGNATURES_RATE", 1 / 3600)
+    msp = Msp(tmp_path)
+    try:
+        assert enrol(msp, ec.generate_private_key(ec.SECP256R1()), msp.token())[0] == 200
+        key, token = ec.generate_private_key(ec.SECP256R1()), msp.token("home-2")
+        status, answer = enrol(msp, key, token)
+        assert (status, answer["error"]) == (503, "BUSY")
+        msp.site._signatures.refund(b"")
+        assert enrol(msp, key, token)[0] == 200
+        msp.stop()
+    finally:
+        msp.end()
+
+
+def test_a_stolen_certificate_is_worth_nothing_once_its_gateway_was_revoked(
+    msp: Msp, tmp_path: Path
+) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    stolen = Identity.store(tmp_path, "stolen", key, enrol(msp, key, msp.token())[1]["certificate"])
+    renewal = json.dumps({"request": request(key)}).encode()
+
+    def refusals() -> list[tuple[int, str]]:
+        assert not msp.allowed("home-1", stolen.certificate)
+        return [
+            (status, answer["error"])
+            for status, answer in (
+                ask(msp, "POST", "/enrol/v1/renewal", renewal, identity=stolen),
+                ask(msp, "DELETE", "/enrol/v1/certificate", identity=stolen),
+            )
+        ]
+
+    msp.run(msp.registry.revoke_gateway("home-1", msp.now + 1, actor="test"))
+    assert refusals() == [(403, "REVOKED")] * 2
+    msp.now += 2
+    token = msp.token(replace=True)
+    assert refusals() == [(403, "REVOKED")] * 2
+    new = ec.generate_private_key(ec.SECP256R1())
+    owners = Identity.store(tmp_path, "owners", new, enrol(msp, new, token)[1]["certificate"])
+    assert refusals() == [(403, "REPLACED")] * 2
+    assert msp.allowed("home-1", owners.certificate)
+    assert ask(msp, "POST", "/enrol/v1/renewal", renewal, identity=owners)[0] == 200
+
+
+def test_a_certificate_that_is_replaced_takes_no_token_with_it(msp: Msp, tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    stolen = Identity.store(tmp_path, "stolen", key, enrol(msp, key, msp.token())[1]["certificate"])
+    token = msp.token(replace=True)
+    assert ask(msp, "DELETE", "/enrol/v1/certificate", identity=stolen)[0] == 204
+    assert enrol(msp, ec.generate_private_key(ec.SECP256R1()), token)[0] == 200
+
+
+def test_a_new_certificate_ends_the_session_of_the_old_one_and_a_repeated_answer_does_not(
+    msp: Msp, tmp_path: Path
+) -> None:
+    key, token = ec.generate_private_key(ec.SECP256R1()), msp.token()
+    for _ in range(2):
+        _, answer = enrol(msp, key, token)
+        assert msp.ended == [("home-1", "this gateway has another certificate now")]
+    identity = Identity.store(tmp_path, "gateway", key, answer["certificate"])
+    assert ask(msp, "DELETE", "/enrol/v1/certificate", identity=identity)[0] == 204
+    assert msp.ended[1:] == [("home-1", "the gateway was deprovisioned")]
+
+
 def test_one_host_cannot_keep_gateways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(enrolment_site, "MAX_CONNECTIONS", 4)
     msp = Msp(tmp_path)
@@ -174,8 +359,7 @@ def test_one_host_cannot_keep_gateways_out(tmp_path: Path, monkeypatch: pytest.M
 def test_who_does_not_finish_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(enrolment_site, "CONNECTION_TIME", 0.3)
     msp = Msp(tmp_path)
-    context = ssl.create_default_context(cadata=msp.authority.ca)
-    context.check_hostname = False
+    context = trusting(msp)
     try:
         plain = socket.create_connection(("127.0.0.1", msp.port), timeout=5)
         with context.wrap_socket(plain) as sock:

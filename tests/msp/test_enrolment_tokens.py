@@ -15,7 +15,7 @@ NOW = 1_800_000_000.0
 async def redeem(
     enrolments: Enrolments, token: str, key: str, fingerprint: str, at: float = NOW
 ) -> tuple[str, str]:
-    return await enrolments.redeem(
+    redeemed = await enrolments.redeem(
         token,
         key,
         at,
@@ -23,6 +23,7 @@ async def redeem(
         gateway=None,
         peer="192.0.2.1",
     )
+    return redeemed.gateway, redeemed.certificate
 
 
 async def test_a_token_is_for_one_key_and_for_it_as_often_as_it_asks(database: Database) -> None:
@@ -33,7 +34,7 @@ async def test_a_token_is_for_one_key_and_for_it_as_often_as_it_asks(database: D
     with pytest.raises(EnrolmentRefused) as refused:
         await redeem(enrolments, token, "other", "f3")
     assert refused.value.error == "TOKEN_USED"
-    for wrong in ("", "x" * 1000, "gwe_\x00"):
+    for wrong in ("", "x" * 1000, "gwe_\x00", "gwe_\u00e9", "gwe_\udcff"):
         with pytest.raises(EnrolmentRefused, match="no such token"):
             await redeem(enrolments, wrong, "key", "f4")
     (row,) = await database.fetch("SELECT * FROM enrolment_tokens")
@@ -87,6 +88,35 @@ async def test_what_was_invited_before_a_revocation_is_void(database: Database) 
         assert refused.value.error == "REVOKED"
     third = (await enrolments.invite("home-1", NOW + 4, actor="test", replace=True)).token
     assert await redeem(enrolments, third, "key", "f3", NOW + 5) == ("home-1", "home-1 f3")
+
+
+async def test_a_revoked_gateway_that_was_invited_since_can_be_revoked_again(
+    database: Database,
+) -> None:
+    enrolments, registry = Enrolments(database), Registry(database)
+    await registry.add_gateway("home-1", "f1", NOW)
+    assert await registry.revoke_gateway("home-1", NOW + 1, actor="test")
+    lost = (await enrolments.invite("home-1", NOW + 2, actor="test", replace=True)).token
+    assert await registry.revoke_gateway("home-1", NOW + 3, actor="test")
+    assert not await registry.revoke_gateway("home-1", NOW + 4, actor="test")
+    with pytest.raises(EnrolmentRefused) as refused:
+        await redeem(enrolments, lost, "thief", "f2", NOW + 5)
+    assert refused.value.error == "REVOKED"
+
+
+async def test_a_certificate_is_given_back_without_the_invitation_that_is_to_replace_it(
+    database: Database,
+) -> None:
+    enrolments, registry = Enrolments(database), Registry(database)
+    used = (await enrolments.invite("home-1", NOW, actor="test")).token
+    await redeem(enrolments, used, "key", "stolen")
+    owners = (await enrolments.invite("home-1", NOW + 1, actor="test", replace=True)).token
+    await enrolments.give_back("home-1", "stolen", NOW + 2, peer="192.0.2.1")
+    with pytest.raises(EnrolmentRefused):
+        await redeem(enrolments, used, "key", "f2", NOW + 3)
+    assert await redeem(enrolments, owners, "new", "f3", NOW + 4) == ("home-1", "home-1 f3")
+    assert await registry.is_gateway_allowed("home-1", "f3")
+    assert not await registry.is_gateway_allowed("home-1", "stolen")
 
 
 @pytest.mark.parametrize("revoked", [True, False])

@@ -1,16 +1,23 @@
 import asyncio
+import random
 import signal
 import socket
 import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gwmodule.config import BackoffConfig, Config, load
 from gwmodule.msp.client import ApiClient, ApiRefused, ApiUnavailable
+from gwmodule.provisioning.provision import Wanted, provision
+from gwmodule.uplink.dialer import Dialer
 from tests.msp.postgres import Server, required
+from tests.uplink.peers import Recorder, until
 
 ServeCommand = Callable[..., list[str]]
 
@@ -100,6 +107,70 @@ async def test_what_was_enrolled_survives_kill_9(
         assert gateway["fingerprint"] == before["fingerprint"]
         again = await client.request("POST", "/api/v1/gateways", {"name": "home2"})
         assert again["ca"] == before["ca"]
+
+
+def provisioned(directory: Path, invitation: dict[str, Any]) -> Config:
+    """The configuration of a box that has enrolled with this invitation."""
+    directory.mkdir()
+    (directory / "token").write_text(invitation["token"])
+    wanted = Wanted(
+        directory / "gwmodule.toml",
+        invitation["enrolment"],
+        str(directory / "token"),
+        invitation["caFingerprint"],
+        lan=("br-lan",),
+    )
+    provision(wanted)
+    return replace(load(wanted.config), backoff=BackoffConfig(0.02, 0.1, 10.0))
+
+
+@pytest.mark.parametrize("revoked", [True, False])
+async def test_who_has_a_gateways_old_key_is_out_once_it_is_revoked_or_the_new_one_is_used(
+    processes: list[asyncio.subprocess.Process],
+    command: ServeCommand,
+    tmp_path: Path,
+    revoked: bool,
+) -> None:
+    await serve(processes, command("--name", "127.0.0.1", "--enrol", "127.0.0.1:0"))
+    async with ApiClient(str(tmp_path / "s")) as client, asyncio.TaskGroup() as group:
+
+        def dial(config: Config) -> tuple[Dialer, Recorder, asyncio.Task[None]]:
+            recorder = Recorder()
+            dialer = Dialer(config, recorder, group, random.Random(7))
+            return dialer, recorder, group.create_task(dialer.run())
+
+        async def enrolled(box: str, *, again: bool) -> Config:
+            path = "/api/v1/gateways/home1/enrolment"
+            invitation = await client.request("POST", path, {"replace": again})
+            return await asyncio.to_thread(provisioned, tmp_path / box, invitation)
+
+        thief, thiefs, stealing = dial(await enrolled("stolen", again=False))
+        await until(lambda: thief.connected)
+        if revoked:
+            await client.request("DELETE", "/api/v1/gateways/home1")
+            await until(lambda: not thief.connected)
+        config = await enrolled("new", again=True)
+        await until(lambda: not thief.connected)
+        owner, owners, owning = dial(config)
+        await until(lambda: owner.connected)
+        await asyncio.sleep(0.5)
+        assert (thiefs.ups, owners.ups, owner.connected) == ([True], [True], True)
+        stealing.cancel()
+        owning.cancel()
+
+
+async def test_who_replaces_a_gateway_is_told_what_to_do_if_its_key_was_stolen(
+    processes: list[asyncio.subprocess.Process], command: ServeCommand, tmp_path: Path
+) -> None:
+    await serve(processes, command("--enrol", "127.0.0.1:0"))
+    for verb, told in (("add", False), ("replace", True)):
+        argv = [sys.executable, "-m", "gwmodule.msp.cli", "--api", str(tmp_path / "s")]
+        done = await asyncio.to_thread(
+            subprocess.run, [*argv, "gateway", verb, "home1"],
+            capture_output=True, text=True, timeout=15, check=True,
+        )  # fmt: skip
+        assert done.stdout.startswith("echo gwe_")
+        assert ("gwmodule-msp gateway revoke home1" in done.stderr) is told
 
 
 async def test_a_second_service_is_refused_with_the_reason(

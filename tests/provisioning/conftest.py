@@ -30,6 +30,7 @@ class Msp:
         self.now = datetime.datetime.now(datetime.UTC).timestamp()
         self.directory = directory
         self._options = options
+        self.ended: list[tuple[str, str]] = []  # sessions of whom, and why
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -47,7 +48,12 @@ class Msp:
         self.registry = Registry(self.database)
         self.enrolments = Enrolments(self.database)
         self.site = EnrolmentSite(
-            options, self.enrolments, self.authority, lambda: self.now, lambda: LINK_PORT
+            options,
+            self.enrolments,
+            self.authority,
+            lambda: self.now,
+            lambda: LINK_PORT,
+            lambda *ended: self.ended.append(ended),
         )
         self.site.listen()
         self._serving = self._loop.create_task(self.site.run())

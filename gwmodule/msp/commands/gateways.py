@@ -158,6 +158,11 @@ async def _invite(name: str, options: argparse.Namespace, client: ApiClient) -> 
         notice(
             f"run this as root on the gateway; the token is good until {invitation['expires']}\n"
         )
+        if options.replace:
+            notice(
+                "the old certificate is good until then; was its key stolen, revoke it first:"
+                f" gwmodule-msp gateway revoke {name}\n"
+            )
     return True
 
 

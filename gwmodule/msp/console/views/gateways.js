@@ -48,7 +48,7 @@ async function enrolNew(load) {
 async function enrolAgain(name, load) {
   const values = await dialog({
     title: `Enrol ${name} again?`, confirm: "Make the token",
-    text: "For a box that was replaced or reset. The old certificate ends when the new one is used.",
+    text: "For a box that was replaced or reset. The old certificate ends when the token is used; if its key was stolen, revoke it first.",
   });
   if (values) await enrolment(name, load, { replace: true });
 }
