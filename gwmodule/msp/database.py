@@ -3,7 +3,7 @@
     Registry, Accounts, Vault --> Database.fetch, fetch_one, execute        one statement each
                               --> async with Database.transaction() as db   several, all or none
                                         |
-                          SqliteDatabase: one file, a reader and a writer connection, run inline
+                          SqliteDatabase: one file, a reader and a writer connection
                           PostgresDatabase (msp.postgresql): a pool
 
 A transaction is alone with the database, on every node: what it reads is what it changes. So a rule
@@ -14,10 +14,13 @@ same on both.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import sqlite3
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +28,8 @@ from gwmodule.errors import ConfigError, GatewayError
 
 # A writer elsewhere (a shell, a backup) holds the loop, and every keystroke, for no longer.
 BUSY_TIMEOUT = 0.1
+# By `durable`: whether a commit waits until the disk has it, or the next checkpoint does.
+_SYNCHRONOUS = {True: "PRAGMA synchronous = FULL", False: "PRAGMA synchronous = NORMAL"}
 
 
 class RegistryError(GatewayError):
@@ -66,8 +71,13 @@ class Database(Connection, Protocol):
     @property
     def dialect(self) -> Dialect: ...
 
-    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
-        """All or nothing, with no other writer in between. Whatever leaves the block undoes it."""
+    def transaction(self, *, durable: bool = True) -> AbstractAsyncContextManager[Transaction]:
+        """All or nothing, with no other writer in between. Whatever leaves the block undoes it;
+        who is broken off within the commit does not know whether it came about.
+
+        Without `durable` a power failure may take the last commits of an engine that is faster so:
+        only for what somebody tells again. It never takes one and leaves a later one.
+        """
         ...
 
     async def aclose(self) -> None: ...
@@ -109,13 +119,17 @@ def storable(value: object) -> object:
 
 
 class SqliteDatabase:
-    """Runs inline: a read takes some ten microseconds, a commit some hundred (WAL, no fsync)."""
+    """Statements run inline and take some ten microseconds. What may wait for the disk, a commit
+    and the checkpoint that it may make, has a thread: meanwhile the loop carries keystrokes.
+    """
 
     dialect = Dialect.SQLITE
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        # Held while the writer is the thread's, too.
         self._writing = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "registry")
         try:
             # Who is where is nobody else's business; SQLite gives its side files the same mode.
             path.touch(mode=0o600)
@@ -125,17 +139,16 @@ class SqliteDatabase:
         self._writer = self._connect()
         try:
             self._writer.run("PRAGMA journal_mode = WAL")
-            # A commit survives the death of the process. A power failure may take the last ones;
-            # the gateways' digests then differ and bring them back.
-            self._writer.run("PRAGMA synchronous = NORMAL")
             self._reader = self._connect()
         except BaseException:
             self._writer.close()
             raise
 
     async def aclose(self) -> None:
-        self._reader.close()
-        self._writer.close()
+        async with self._writing:
+            self._reader.close()
+            self._writer.close()
+            self._thread.shutdown()
 
     async def fetch(self, sql: str, *values: object) -> list[Row]:
         return await self._reader.fetch(sql, *values)
@@ -145,20 +158,36 @@ class SqliteDatabase:
 
     async def execute(self, sql: str, *values: object) -> int:
         async with self._writing:
-            return await self._writer.execute(sql, *values)
+            self._writer.run(_SYNCHRONOUS[True])
+            return await self._in_thread(sql, *values)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
+    async def transaction(self, *, durable: bool = True) -> AsyncIterator[Transaction]:
         async with self._writing:
+            self._writer.run(_SYNCHRONOUS[durable])
             self._writer.run("BEGIN IMMEDIATE")
             try:
                 yield self._writer
-                self._writer.run("COMMIT")
+                await self._in_thread("COMMIT")
             except BaseException:
                 # SQLite has already rolled back after a full disk or an I/O error.
                 if self._writer.in_transaction:
                     self._writer.run("ROLLBACK")
                 raise
+
+    async def _in_thread(self, sql: str, *values: object) -> int:
+        """How many rows it has changed. Who breaks it off waits all the same for its end."""
+        run = partial(self._writer.run, sql, *values)
+        running = asyncio.get_running_loop().run_in_executor(self._thread, run)
+        try:
+            return (await asyncio.shield(running)).rowcount
+        except asyncio.CancelledError:
+            while not running.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([running])
+            # Else asyncio complains that nobody has asked for it.
+            running.exception()
+            raise
 
     def _connect(self) -> _SqliteConnection:
         return _SqliteConnection(self._path)
@@ -168,7 +197,9 @@ class _SqliteConnection:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._db = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+            self._db = sqlite3.connect(
+                path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+            )
         except sqlite3.Error as exc:
             raise self._error(exc) from exc
         self._db.row_factory = sqlite3.Row

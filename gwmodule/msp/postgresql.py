@@ -89,8 +89,11 @@ class PostgresDatabase:
             return await connection.execute(sql, *values)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
-        """If the server is lost in the COMMIT, RegistryError cannot say whether it came about."""
+    async def transaction(self, *, durable: bool = True) -> AsyncIterator[Transaction]:
+        """If the server is lost in the COMMIT, RegistryError cannot say whether it came about.
+
+        Always as durable as the server makes it.
+        """
         async with self._writing, self._connection() as connection:
             await connection.execute("BEGIN")
             try:

@@ -120,7 +120,8 @@ class Registry:
         """Write all or nothing; for each event, whether the gateway's whole table is wanted."""
         wanted: list[bool] = []
         links: list[tuple[str, str, bool]] = []
-        async with self._database.transaction() as db:
+        # Gateways whose digest differs tell their whole table again.
+        async with self._database.transaction(durable=False) as db:
             rules = Observations(db)
             tenants: dict[str, str] = {}
             for event in events:
@@ -395,7 +396,8 @@ class Registry:
         self, uuid: UUID, at: float, *, tls: TlsMode | None = None, tenant: str = DEFAULT_TENANT
     ) -> None:
         """A function with login worked at the recorded place, so the device is provisioned."""
-        async with self._database.transaction() as db:
+        # The next call shows it again.
+        async with self._database.transaction(durable=False) as db:
             tables = Tables(db)
             device = await tables.device(tenant, uuid)
             if device is None:

@@ -4,6 +4,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import UUID
 
@@ -15,12 +17,15 @@ from gwmodule.msp.database import (
     Dialect,
     RegistryError,
     StatementError,
+    Transaction,
     open_database,
 )
 from gwmodule.msp.registry import Observed, Registry
 from tests.msp.test_registry import NAT, OTHER, PC, hello
 
 COUNT = "SELECT count(*) AS n FROM gateways"
+# SQLite's numbers: a commit without and with an fsync.
+NORMAL, FULL = 1, 2
 ADD = "INSERT INTO gateways (name) VALUES ($1)"
 
 
@@ -85,6 +90,82 @@ async def test_a_path_and_a_url_name_the_same_file(tmp_path: Path) -> None:
         await database.aclose()
     database = await open_database(str(tmp_path / "db"))
     assert await count(database) == 2
+    await database.aclose()
+
+
+async def test_only_what_gateways_observe_is_committed_without_waiting_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = await open_database(str(tmp_path / "registry.db"))
+    registry = Registry(database)
+    settings: list[int] = []
+    begun = database.transaction
+
+    @asynccontextmanager
+    async def watched(*, durable: bool = True) -> AsyncIterator[Transaction]:
+        async with begun(durable=durable) as db:
+            row = await db.fetch_one("PRAGMA synchronous")
+            assert row is not None
+            settings.append(row["synchronous"])
+            yield db
+
+    monkeypatch.setattr(database, "transaction", watched)
+    await registry.record([Observed("home1", *NAT, hello(), 0.0, 1.0)])
+    await registry.add_gateway("home2", "aa", 1.0)
+    await registry.call_succeeded(PC, 1.0)
+    await registry.revoke_gateway("home2", 1.0, actor="anna")
+    assert settings == [NORMAL, FULL, NORMAL, FULL]
+    # A single statement after a transaction that does not wait.
+    await registry.record([Observed("home1", *NAT, hello(), 0.0, 2.0)])
+    await database.execute(
+        "INSERT INTO gateways (name, port) SELECT 'c', synchronous FROM pragma_synchronous"
+    )
+    assert await database.fetch("SELECT 1 FROM gateways WHERE port = $1", FULL)
+    await database.aclose()
+
+
+async def test_the_loop_goes_on_while_a_commit_waits_for_the_disk(tmp_path: Path) -> None:
+    database = await open_database(str(tmp_path / "registry.db"))
+    turns = 0
+
+    async def keystrokes() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        typing = group.create_task(keystrokes())
+        async with database.transaction() as db:
+            await db.execute(ADD, "a")
+            before = turns
+        after = turns
+        await database.execute(ADD, "b")
+        assert before < after < turns
+        typing.cancel()
+    await database.aclose()
+
+
+async def test_a_commit_that_is_broken_off_is_whole_and_the_next_one_works(tmp_path: Path) -> None:
+    database = await open_database(str(tmp_path / "registry.db"))
+
+    async def write(number: int) -> None:
+        async with database.transaction() as db:
+            await db.execute(ADD, f"{number}")
+            await db.execute(ADD, f"{number} too")
+
+    for number in range(200):
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(write(number))
+            await asyncio.sleep(number * 0.000005)
+            task.cancel()
+            await asyncio.sleep(0)
+            task.cancel()
+    rows = await database.fetch("SELECT name FROM gateways")
+    names = {row["name"] for row in rows}
+    assert all((f"{n}" in names) == (f"{n} too" in names) for n in range(200))
+    await write(200)
+    assert await count(database) == len(names) + 2
     await database.aclose()
 
 
