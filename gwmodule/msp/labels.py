@@ -47,16 +47,20 @@ class Labels:
         )
         return {UUID(bytes=bytes(row["uuid"])): _label(row) for row in rows}
 
-    async def put(self, tenant: str, uuid: UUID, label: Label) -> None:
-        await self._database.execute(
+    async def put(self, tenant: str, uuid: UUID, label: Label) -> bool:
+        """Whether it is another one than before."""
+        changed = await self._database.execute(
             "INSERT INTO labels (tenant, uuid, tags, friendly_name) VALUES ($1, $2, $3, $4)"
             " ON CONFLICT (tenant, uuid) DO UPDATE SET tags = excluded.tags,"
-            " friendly_name = excluded.friendly_name",
+            " friendly_name = excluded.friendly_name"
+            " WHERE labels.tags <> excluded.tags"
+            " OR labels.friendly_name <> excluded.friendly_name",
             tenant,
             uuid.bytes,
             json.dumps(label.tags),
             label.friendly_name,
         )
+        return changed > 0
 
     async def remove(self, tenant: str, uuid: UUID) -> None:
         await self._database.execute(

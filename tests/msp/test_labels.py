@@ -9,8 +9,9 @@ LABEL = Label(("küche", "'; DROP TABLE labels"), "Oma's PC")
 
 async def test_a_label_belongs_to_one_device_of_one_tenant(database: Database) -> None:
     labels = Labels(database)
-    await labels.put("a", PC, Label(("old",)))
-    await labels.put("a", PC, LABEL)
+    assert await labels.put("a", PC, Label(("old",)))
+    assert await labels.put("a", PC, LABEL)
+    assert not await labels.put("a", PC, LABEL)
     assert await labels.of("a", PC) == LABEL
     assert await labels.of("b", PC) == NO_LABEL
     await labels.put("b", PC, Label(("theirs",)))

@@ -155,14 +155,14 @@ class Devices:
             tags = tuple(dict.fromkeys(body.tags))
         if isinstance(body.friendly_name, str):
             name = body.friendly_name
-        await self._labels.put(asked.tenant, device.uuid, Label(tags, name))
-        await self._calls.record(
-            asked.principal,
-            "device.labelled",
-            device.gateway,
-            device,
-            {"tags": list(tags), "friendlyName": name},
-        )
+        if await self._labels.put(asked.tenant, device.uuid, Label(tags, name)):
+            await self._calls.record(
+                asked.principal,
+                "device.labelled",
+                device.gateway,
+                device,
+                {"tags": list(tags), "friendlyName": name},
+            )
         return await self._shown(device)
 
     async def forget(self, asked: Asked) -> None:

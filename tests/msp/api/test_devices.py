@@ -59,6 +59,17 @@ async def test_a_label_that_cannot_be_is_refused(site: Site, change: dict[str, A
     assert (await site.request("PATCH", "/api/v1/devices", body, token=site.token()))[0] == 400
 
 
+async def test_a_label_that_stays_as_it_is_leaves_no_audit_entry(site: Site) -> None:
+    for name in ("till 3", "till 3", "till 4", "till 4"):
+        change = {"guid": str(PC), "friendlyName": name}
+        assert (await site.request("PATCH", "/api/v1/devices", change, token=site.token()))[
+            0
+        ] == 200
+    entries = await site.service.registry.audit_entries(uuid=PC)
+    labelled = [entry.detail for entry in entries if entry.action == "device.labelled"]
+    assert [detail["friendlyName"] for detail in labelled] == ["till 4", "till 3"]
+
+
 async def test_open_amts_console_sends_a_whole_device_back(site: Site) -> None:
     _, device = await site.request("GET", DEVICE, token=site.token())
     assert device["deviceInfo"]["fwVersion"] == "15.0.23.1706"
