@@ -303,6 +303,9 @@ class Relay:
             self._devices.session_started(now)
         self._pump()
 
+    def in_use(self, session: GatewaySession) -> bool:
+        return self._streams.uses(session) or self._calls.uses(session)
+
     def session_event(self, session: GatewaySession, event: Event) -> None:
         match event:
             case DataReceived(channel, data):

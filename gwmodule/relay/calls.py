@@ -127,6 +127,10 @@ class Calls:
             asyncio.get_running_loop().call_soon(running.task.cancel)
         return len(self._running)
 
+    def uses(self, session: Session) -> bool:
+        """Whether a call of this session runs, or waits for its turn."""
+        return any(owner is session for owner, _ in self._running)
+
     def on_device(self, mac: bytes) -> int:
         """How many calls run on a device, or wait for their turn there."""
         turn = self._devices.get(mac)

@@ -135,6 +135,10 @@ class Streams:
         elif key in self._opening:
             self._opening.pop(key).cancel()
 
+    def uses(self, session: Session) -> bool:
+        """Whether a stream of this session is left, be it for its device to take the rest."""
+        return any(stream.session is session for stream in self._streams.values())
+
     def session_over(self, session: Session) -> None:
         """Its channels have ended; what is left waits for devices to take the rest."""
         for stream in [each for each in self._streams.values() if each.session is session]:

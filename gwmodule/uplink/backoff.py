@@ -12,6 +12,7 @@ class Backoff:
         self._config = config
         self._rng = rng
         self._failures = 0
+        self._skipped = False
 
     def next_delay(self) -> float:
         """Seconds to wait now; after a power cut a town's gateways must not dial in step."""
@@ -20,11 +21,17 @@ class Backoff:
         # Half fixed, half random: a gateway alone does not wait in vain, a thousand spread out.
         return ceiling / 2 + self._rng.random() * ceiling / 2
 
+    def skip(self) -> bool:
+        """Whether to dial without a wait, as the MSP sends us on: once, until a link has lived."""
+        skipped, self._skipped = self._skipped, True
+        return not skipped
+
     def link_ended(self, lifetime: float) -> None:
         """Start over only after a link that lived: one that is dropped at once is a failure too."""
         if lifetime >= self._config.healthy:
-            self._failures = 0
+            self.reset()
 
     def reset(self) -> None:
         """The way to the MSP changed: what failed before says nothing about it."""
         self._failures = 0
+        self._skipped = False

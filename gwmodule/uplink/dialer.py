@@ -43,7 +43,7 @@ class GatewaySession:
         self.token = NO_TOKEN
         self.link: Link | None = None
         self.welcome: Welcome | None = None
-        # The MSP asked us to leave: no new channels, and gone when the last one ends.
+        # The MSP asked us to leave: no new channels, and gone when nothing runs in it any more.
         self.draining = False
         self.lost: asyncio.Future[GatewayError] = asyncio.get_running_loop().create_future()
 
@@ -64,6 +64,9 @@ class SessionHandler(Protocol):
         """A link carries the session; `fresh` when the MSP knows nothing of before."""
 
     def session_event(self, session: GatewaySession, event: Event) -> None: ...
+
+    def in_use(self, session: GatewaySession) -> bool:
+        """Whether something runs that will yet say a word in this session, or its end would cut."""
 
 
 class Dialer:
@@ -89,6 +92,8 @@ class Dialer:
         self._links: WeakSet[Link] = WeakSet()
         # Where a GOAWAY told us to go; tried first, once.
         self._next_address = ""
+        # The one session that may drain: each holds its windows' worth of memory.
+        self._leaving: GatewaySession | None = None
         self.counters = Counters()
         self.msp = ""
         self.connected_since: float | None = None
@@ -159,7 +164,8 @@ class Dialer:
                 self._log.warning("link_down", msp=entry, reason=reason)
                 if self._next_address:
                     break
-            if not self._next_address:
+            # Of an MSP that sends everybody on at once, each gateway would be back without a pause.
+            if not self._next_address or not self._backoff.skip():
                 await self._pause(self._backoff.next_delay())
 
     def _addresses(self) -> tuple[str, ...]:
@@ -282,8 +288,14 @@ class Dialer:
             elif isinstance(event, PeerGoingAway):
                 self._on_goaway(session, event.goaway)
             self._handler.session_event(session, event)
-        if session.draining and not session.mux.channels:
-            link.close(GoAway(Code.SHUTDOWN, "the last stream has ended"))
+        if session.draining and self._is_done(session):
+            link.close(GoAway(Code.SHUTDOWN, "nothing runs here any more"))
+
+    def _is_done(self, session: GatewaySession) -> bool:
+        """Nothing runs in it, and the last word has arrived: each PONG brings us here."""
+        mux = session.mux
+        left = mux.channels or mux.queued_messages or mux.unacknowledged
+        return not left and not self._handler.in_use(session)
 
     def _on_goaway(self, session: GatewaySession, goaway: GoAway) -> None:
         self._log.info("goaway", code=goaway.code.name.lower(), reason=goaway.reason)
@@ -291,6 +303,10 @@ class Dialer:
             return
         # Make before break: a second link and session now, the old one ends with its streams.
         session.draining = True
+        older, self._leaving = self._leaving, session
+        if older is not None and older.link is not None:
+            reason = "the MSP sends us on once more"
+            older.link.close(GoAway(Code.SHUTDOWN, reason), LinkLost(reason))
         # Only where the configuration sends us anyway: an MSP's word must not make the gateway dial
         # into its own LAN.
         known = goaway.address in self._config.msp.address
@@ -313,6 +329,8 @@ class Dialer:
         session.link = None
         session.mux.detach()
         if session.draining:
+            if session is self._leaving:
+                self._leaving = None
             self._abandon(session, Code.SESSION_LOST, str(reason))
         else:
             self.connected_since = None

@@ -111,6 +111,9 @@ class Gateway(gateway_end.Gateway):
             gateway_end.dial, lambda _a, _r: 0, lambda _s, _c, _a: False, tasks, Counters()
         )
 
+    def in_use(self, session: GatewaySession) -> bool:
+        return self._calls.uses(session)
+
     def session_event(self, session: GatewaySession, event: Event) -> None:
         match event:
             case MessageReceived(message) if isinstance(message, Call):

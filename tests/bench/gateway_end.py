@@ -61,6 +61,9 @@ class Gateway:
     def session_up(self, session: GatewaySession, fresh: bool) -> None:
         """Nothing was observed, so there is nothing to say."""
 
+    def in_use(self, session: GatewaySession) -> bool:
+        return self._streams.uses(session)
+
     def session_event(self, session: GatewaySession, event: Event) -> None:
         match event:
             case DataReceived(channel, data):

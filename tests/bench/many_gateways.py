@@ -42,6 +42,9 @@ class IdleGateway:
         self.up_at = time.monotonic()
         self._slots.release()
 
+    def in_use(self, session: GatewaySession) -> bool:
+        return False
+
     def session_event(self, session: GatewaySession, event: Event) -> None:
         """Nobody asks these gateways for anything."""
 

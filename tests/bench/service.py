@@ -193,6 +193,9 @@ class Telling:
         self._session = session
         self.up.set()
 
+    def in_use(self, session: GatewaySession) -> bool:
+        return False
+
     def session_event(self, session: GatewaySession, event: Event) -> None:
         match event:
             case MessageReceived(NoticeAck(sequence)):

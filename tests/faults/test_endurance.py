@@ -73,6 +73,9 @@ class Quiet:
     def session_up(self, session: GatewaySession, fresh: bool) -> None:
         Quiet.links += 1
 
+    def in_use(self, session: GatewaySession) -> bool:
+        return False
+
     def session_event(self, session: GatewaySession, event: Event) -> None:
         """Nobody asks an idle gateway for anything."""
 

@@ -124,6 +124,9 @@ class Street:
     def session_up(self, session: GatewaySession, fresh: bool) -> None:
         self.up += 1
 
+    def in_use(self, session: GatewaySession) -> bool:
+        return self.calls.uses(session)
+
     def session_event(self, session: GatewaySession, event: Event) -> None:
         match event:
             case MessageReceived(Call() as call):

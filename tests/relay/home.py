@@ -72,6 +72,9 @@ class Home:
     def session_up(self, session: GatewaySession, fresh: bool) -> None:
         self.ups.append(fresh)
 
+    def in_use(self, session: GatewaySession) -> bool:
+        return self.calls.uses(session)
+
     def session_event(self, session: GatewaySession, event: Event) -> None:
         match event:
             case MessageReceived(Call() as call):

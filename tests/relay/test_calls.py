@@ -482,6 +482,24 @@ async def test_the_gateways_own_functions_need_no_login_and_no_device(tmp_path: 
     assert {call.credential.mode for call in heard} == {CredentialMode.NONE}
 
 
+async def test_a_call_that_runs_when_the_msp_sends_us_on_is_answered(tmp_path: Path) -> None:
+    finish = asyncio.Event()
+
+    async def slow(call: Call) -> dict[str, Any]:
+        await finish.wait()
+        return {"done": True}
+
+    async with home(tmp_path) as (made, session):
+        made.own |= {STATUS: slow}
+        asked = asyncio.ensure_future(session.status(deadline=10.0))  # noqa: TID251
+        await until(lambda: len(made.calls) == 1)
+        session.send_away("maintenance", "", 30)
+        await until(lambda: made.ups == [True, True])
+        finish.set()
+        assert json.loads((await asked).body) == {"done": True}
+        await until(lambda: session.ended)
+
+
 async def test_an_own_function_has_its_deadline_and_does_not_wait_for_the_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,9 @@ class Gateway:
         self.up += 1
         self.sessions.add(session)
 
+    def in_use(self, session: GatewaySession) -> bool:
+        return self.streams.uses(session)
+
     def session_event(self, session: GatewaySession, event: Event) -> None:
         match event:
             case DataReceived(channel, data):
@@ -200,6 +203,20 @@ async def test_a_device_that_does_not_take_the_rest_gives_its_place_back(
         assert len(gateway.streams) == 1
         await until(lambda: len(gateway.streams) == 0)
         assert 'reason="the device took nothing of the rest for 0.2 s"' in caplog.text
+
+
+async def test_a_session_that_is_left_stays_for_a_device_to_take_the_rest(tmp_path: Path) -> None:
+    device = Device()
+    async with half_taken(tmp_path, device) as (msp, gateway, sent):
+        session = msp.sessions.locate("gw-1")
+        assert session is not None
+        session.send_away("maintenance", "", 30)
+        await until(lambda: gateway.up == 2)
+        received = 0
+        while chunk := await device.read():
+            received += len(chunk)
+        assert received == sent
+        await until(lambda: session.ended)
 
 
 async def test_a_rest_makes_room_for_the_next_stream_of_its_number(tmp_path: Path) -> None:

@@ -55,9 +55,13 @@ class Recorder:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.ups: list[bool] = []
+        self.used: set[GatewaySession] = set()
 
     def session_up(self, session: GatewaySession, fresh: bool) -> None:
         self.ups.append(fresh)
+
+    def in_use(self, session: GatewaySession) -> bool:
+        return session in self.used
 
     def session_event(self, session: GatewaySession, event: Event) -> None:
         self.events.append(event)

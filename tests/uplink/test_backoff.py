@@ -40,3 +40,14 @@ def test_a_changed_wan_starts_over() -> None:
     delays(backoff, 8)
     backoff.reset()
     assert backoff.next_delay() <= 1
+
+
+def test_a_pause_may_be_skipped_once_until_a_link_has_lived() -> None:
+    backoff = Backoff(CONFIG, random.Random(1))
+    assert [backoff.skip(), backoff.skip()] == [True, False]
+    backoff.link_ended(29.9)
+    assert not backoff.skip()
+    backoff.link_ended(30.0)
+    assert [backoff.skip(), backoff.skip()] == [True, False]
+    backoff.reset()
+    assert backoff.skip()

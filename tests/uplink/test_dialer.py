@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 
-from gwmodule.config import MspPeerConfig, UplinkConfig
+from gwmodule.config import BackoffConfig, MspPeerConfig, UplinkConfig
 from gwmodule.errors import ChannelReset, Code, DeadlineExceeded, LinkLost
 from gwmodule.msp.stream import Stream
 from gwmodule.uplink.dialer import Dialer
@@ -263,6 +263,83 @@ async def test_goaway_is_make_before_break(tmp_path: Path) -> None:
         assert await stream.read() == b""
         await until(lambda: leaving.ended)
         assert dialer.connected
+
+
+async def test_a_session_that_is_left_stays_for_what_runs_in_it(tmp_path: Path) -> None:
+    async with peers(tmp_path) as msp:
+        dialer, recorder, _ = msp.start_gateway(msp.config())
+        await until(lambda: recorder.ups)
+        leaving = msp.sessions.locate("gw-1")
+        assert leaving is not None
+        recorder.used.add(dialer.session)
+        leaving.send_away("maintenance", "", 30)
+        await until(lambda: recorder.ups == [True, True])
+        await asyncio.sleep(0.5)
+        assert not leaving.ended
+        recorder.used.clear()
+        await until(lambda: leaving.ended)
+        assert dialer.connected
+
+
+async def test_of_two_sessions_that_are_left_the_older_ends(tmp_path: Path) -> None:
+    async with peers(tmp_path) as msp:
+        dialer, recorder, _ = msp.start_gateway(msp.config())
+        await until(lambda: recorder.ups)
+        streams = []
+        for links in (1, 2):
+            recorder.events.clear()
+            stream, channel = await open_stream(msp, dialer, recorder)
+            streams.append(stream)
+            leaving = msp.sessions.locate("gw-1")
+            assert leaving is not None
+            leaving.send_away("maintenance", "", 30)
+            await until(functools.partial(lambda count: len(recorder.ups) > count, links))
+        with pytest.raises(ChannelReset, match="moved to another session"):
+            await streams[0].read()
+        ends = [e for e in recorder.events if isinstance(e, ChannelEnded)]
+        reason = "the MSP sends us on once more"
+        assert ends == [ChannelEnded(channel, Code.SESSION_LOST, reason)]
+        streams[1].write(b"still here")
+        await until(lambda: DataReceived(channel, b"still here") in recorder.events)
+
+
+async def send_away_each(
+    msp: Peers, monkeypatch: pytest.MonkeyPatch, healthy: float
+) -> tuple[Dialer, Recorder]:
+    """A gateway whose every WELCOME has a GOAWAY behind it; its first pause would be 30 s."""
+    admit = msp.listener._welcome
+
+    def welcome_and_away(link: Any, session: Any, *rest: Any) -> None:
+        admit(link, session, *rest)
+        asyncio.get_running_loop().call_later(0.1, session.send_away, "again", "", 5)
+
+    monkeypatch.setattr(msp.listener, "_welcome", welcome_and_away)
+    backoff = BackoffConfig(first=30.0, cap=60.0, healthy=healthy)
+    dialer, recorder, _ = msp.start_gateway(dataclasses.replace(msp.config(), backoff=backoff))
+    return dialer, recorder
+
+
+async def test_an_msp_that_sends_everybody_on_is_not_dialled_without_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with peers(tmp_path) as msp:
+        dialer, recorder = await send_away_each(msp, monkeypatch, healthy=10.0)
+        # At once for the first GOAWAY: an orderly restart right after we came costs no pause.
+        await until(lambda: len(recorder.ups) == 2)
+        await asyncio.sleep(0.7)
+        assert len(recorder.ups) == 2
+        assert not dialer.connected
+        # Where nothing is connected a change of the WAN cuts the pause.
+        dialer.wan_changed("test")
+        await until(lambda: len(recorder.ups) > 2)
+
+
+async def test_each_link_that_lived_earns_the_next_one_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with peers(tmp_path) as msp:
+        _, recorder = await send_away_each(msp, monkeypatch, healthy=0.05)
+        await until(lambda: len(recorder.ups) == 5)
 
 
 async def test_goaway_does_not_send_the_gateway_where_its_configuration_does_not(
