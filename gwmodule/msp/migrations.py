@@ -285,6 +285,13 @@ MIGRATIONS: tuple[Step, ...] = (
         CREATE INDEX used_keys_used_at ON used_keys (used_at);
         """,
     ),
+    # 7: a limit for the audit entries that gateways cause
+    Step(
+        """
+        ALTER TABLE devices ADD COLUMN audit_full_at REAL NOT NULL DEFAULT 0;
+        ALTER TABLE devices ADD COLUMN unaudited INTEGER NOT NULL DEFAULT 0;
+        """,
+    ),
     # 7: a tenant's audit in the order in which it is read: each look sorted all of it
     Step("CREATE INDEX audit_tenant ON audit (tenant, id);"),
 )

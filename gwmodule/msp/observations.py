@@ -12,6 +12,9 @@ A LAN can say anything, so words alone never move a managed device:
 A certificate is public, and the MSP has only a gateway's word for having seen it; so a device goes
 to another gateway when somebody forgets it at the old one. What was observed earlier never
 overwrites what was observed later.
+
+Nor may it fill the disk, which all tenants share: of what happens to one device the audit takes
+a few entries at once and then one an hour, which says how many were left out.
 """
 
 from __future__ import annotations
@@ -47,6 +50,10 @@ from gwmodule.wire.notices import (
     Source,
     format_mac,
 )
+
+# Entries of one device: it is provisioned, moved, contested. With MAX_DEVICES devices that change
+# without end a gateway causes 30 MB a day.
+AUDIT_BURST, AUDIT_EVERY = 8, 3600.0
 
 
 class Observations:
@@ -176,7 +183,7 @@ class Observations:
             if device.state is not State.SETUP and seen.newer(device.managed_at):
                 # A provisioned device sends no Hello: somebody unprovisioned it.
                 here = replace(here, state=State.SETUP)
-                await self._tables.audit_device(here, seen.at, "gateway", "device.setup")
+                here = await self._audited(here, seen, "device.setup")
             await self._tables.save_device(here)
         elif device.protected or device.gateway != seen.gateway:
             await self._contest(device, place, "sent a Hello from another place", seen)
@@ -244,7 +251,7 @@ class Observations:
         if state_of(host) is State.MANAGED:
             changed = replace(changed, state=State.MANAGED, managed_at=seen.seen)
             if device.state is not State.MANAGED:
-                await self._tables.audit_device(changed, seen.at, "gateway", "device.managed")
+                changed = await self._audited(changed, seen, "device.managed")
         await self._tables.save_device(changed)
 
     async def _appears(self, host: Host, seen: Seen) -> None:
@@ -269,10 +276,8 @@ class Observations:
         at_home = device.gateway == host.gateway
         if at_home and device.pin != NO_PIN and host.pin == device.pin:
             settled = uncontested(moved(device, host, seen))
+            settled = await self._audited(settled, seen, "device.moved", before=device)
             await self._tables.save_device(settled)
-            await self._tables.audit_device(
-                settled, seen.at, "gateway", "device.moved", before=device
-            )
         elif device.protected or device.gateway != host.gateway:
             await self._contest(device, host, "appeared at another place", seen)
         else:
@@ -288,13 +293,33 @@ class Observations:
             claim_address=str(claim.address),
             claim_at=seen.seen,
         )
-        await self._tables.save_device(changed)
         if not device.contested:
-            await self._tables.audit_device(
+            changed = await self._audited(
                 changed,
-                seen.at,
-                "gateway",
+                seen,
                 "device.contested",
                 reason=reason,
                 claim=f"{claim.gateway} {format_mac(claim.mac)} {claim.address}",
             )
+        await self._tables.save_device(changed)
+
+    async def _audited(
+        self,
+        device: Device,
+        seen: Seen,
+        action: str,
+        *,
+        before: Device | None = None,
+        **detail: str,
+    ) -> Device:
+        """`device` with this entry on its account, or as one more that was left out."""
+        # A token bucket, as GCRA. A time too far ahead is from before the clock was set back.
+        full_at = max(device.audit_full_at, seen.at)
+        if full_at > seen.at + AUDIT_BURST * AUDIT_EVERY:
+            full_at = seen.at
+        if full_at > seen.at + (AUDIT_BURST - 1) * AUDIT_EVERY:
+            return replace(device, unaudited=device.unaudited + 1)
+        if device.unaudited:
+            detail["left_out"] = str(device.unaudited)
+        await self._tables.audit_device(device, seen.at, "gateway", action, before=before, **detail)
+        return replace(device, audit_full_at=full_at + AUDIT_EVERY, unaudited=0)

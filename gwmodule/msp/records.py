@@ -76,7 +76,11 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """`placed_at`: when its place was observed; `proved_at`: when a login showed the UUID there."""
+    """`placed_at`: when its place was observed; `proved_at`: when a login showed the UUID there.
+
+    `audit_full_at`: when its bucket of audit entries is full again; `unaudited`: how many were left
+    out since the last one.
+    """
 
     tenant: str
     uuid: UUID
@@ -105,6 +109,8 @@ class Device:
     claim_mac: bytes | None = None
     claim_address: str = ""
     claim_at: float | None = None
+    audit_full_at: float = 0.0
+    unaudited: int = 0
 
     @property
     def contested(self) -> bool:
@@ -306,6 +312,8 @@ def device_from(row: Row) -> Device:
         claim_mac=row["claim_mac"],
         claim_address=row["claim_address"],
         claim_at=row["claim_at"],
+        audit_full_at=row["audit_full_at"],
+        unaudited=row["unaudited"],
     )
 
 

@@ -106,6 +106,8 @@ class Tables:
             "claim_mac": device.claim_mac,
             "claim_address": device.claim_address,
             "claim_at": device.claim_at,
+            "audit_full_at": device.audit_full_at,
+            "unaudited": device.unaudited,
         }
         await self._upsert("devices", ("tenant", "uuid"), values)
 

@@ -50,6 +50,8 @@ async def test_keys_of_before_belong_to_who_made_them_and_is_a_user_still(
 ) -> None:
     for column in ("maker", "owner", "last_used"):
         await database.execute(f"ALTER TABLE api_keys DROP COLUMN {column}")
+    for column in ("audit_full_at", "unaudited"):
+        await database.execute(f"ALTER TABLE devices DROP COLUMN {column}")
     await database.execute("DROP TABLE used_keys")
     await database.execute("DROP INDEX audit_tenant")
     await database.execute("UPDATE schema SET version = 4")

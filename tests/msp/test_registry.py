@@ -6,7 +6,7 @@ import pytest
 
 from gwmodule.msp import tables
 from gwmodule.msp.database import Database, StatementError
-from gwmodule.msp.observations import Observations
+from gwmodule.msp.observations import AUDIT_BURST, AUDIT_EVERY, Observations
 from gwmodule.msp.records import Device, Gateway, Host, Origin, Seen, State
 from gwmodule.msp.registry import LinkDown, LinkUp, Observed, Registry, RegistryConflict
 from gwmodule.wire.frames import TlsMode
@@ -637,6 +637,49 @@ async def test_a_table_is_wanted_when_it_differs_or_a_device_was_forgotten(
     assert await registry.record([event]) == [True]
     assert await registry.device(PC) is None
     assert not await registry.forget(PC, 5.0, actor="anna")
+
+
+async def test_a_device_that_changes_without_end_does_not_fill_the_audit(
+    registry: Registry,
+) -> None:
+    """A LAN can say anything, a thousand times a second."""
+    await tell(registry, hello(), 0.0)
+    places = [(MAC, IP), (MAC2, IP2)]
+    for second in range(1, 1000, 3):
+        mac, address = places[second % 2]
+        await tell(registry, hello(), float(second))
+        await tell(registry, answer(pin=PIN), second + 1.0)
+        await tell(registry, answer(mac, address, pin=PIN, uuid=PC), second + 2.0)
+    entries = [entry for entry in await registry.audit_entries() if entry.actor == "gateway"]
+    assert len(entries) == 1 + AUDIT_BURST
+    assert {entry.action for entry in entries} >= {"device.setup", "device.managed"}
+    # What a person does is never left out, and the next entry says how many were.
+    await registry.unpin(PC, 1001.0, actor="anna")
+    assert (await actions(registry))[-1] == "device.unpinned"
+    left_out = (await known(registry)).unaudited
+    assert left_out > 300
+    hour = 1001.0 + AUDIT_EVERY
+    await tell(registry, hello(), hour)
+    await tell(registry, answer(pin=PIN), hour + 1)
+    newest = (await registry.audit_entries())[0]
+    assert int(newest.detail["left_out"]) >= left_out
+    assert (await known(registry)).unaudited <= 1
+
+
+async def test_another_device_has_its_entries_meanwhile_and_so_has_a_clock_set_back(
+    registry: Registry,
+) -> None:
+    for second in range(0, 100, 2):
+        await tell(registry, hello(), 1e9 + second)
+        await tell(registry, answer(), 1e9 + second + 1)
+    before = len(await registry.audit_entries())
+    await tell(registry, hello(MAC2, IP2, OTHER), 1e9 + 100)
+    await tell(registry, answer(MAC2, IP2), 1e9 + 101)
+    assert len(await registry.audit_entries()) == before + 2
+    for second in range(0, 100, 2):
+        await tell(registry, hello(), 5e8 + second)
+        await tell(registry, answer(), 5e8 + second + 1)
+    assert len(await registry.audit_entries()) > before + 2
 
 
 async def test_the_audit_cannot_be_changed(registry: Registry, database: Database) -> None:
