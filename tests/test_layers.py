@@ -109,6 +109,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gwmodule.msp.session",
         "gwmodule.msp.sol",
         "gwmodule.msp.sol_log",
+        "gwmodule.msp.places",
         "gwmodule.msp.strangers",
         "gwmodule.msp.stream",
         "gwmodule.msp.tables",

@@ -157,7 +157,6 @@ class EnrolmentSite:
             self._context(),
             self.callers,
             patience=CONNECTION_TIME,
-            most=MAX_CONNECTIONS,
         )
         try:
             await port.run()

@@ -1,4 +1,4 @@
-"""aiohttp's server behind a TCP port that strangers share (msp.strangers)."""
+"""aiohttp's server behind a TCP port: strangers share it by networks, who is known by tenants."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import contextlib
 import logging
 import socket
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
 from gwmodule.msp.acceptor import Acceptor
+from gwmodule.msp.places import Places
 from gwmodule.msp.strangers import Strangers
 
 # A handshake takes a few round trips; the rest of somebody's patience is for his request.
@@ -20,22 +23,60 @@ HANDSHAKE_TIME = 10.0
 
 
 class Callers:
-    """What the application tells the port about its connections."""
+    """What the application tells the port about its connections: `strangers` and `known` of them
+    at the most.
+    """
 
-    def __init__(self, port: str, most: int) -> None:
-        self.strangers: Strangers[RequestHandler] = Strangers(port, most)
+    def __init__(self, port: str, strangers: int, known: int = 0) -> None:
+        self.strangers: Strangers[RequestHandler] = Strangers(port, strangers)
         # Those of them that have not sent a whole request yet.
         self.silent: set[RequestHandler] = set()
+        # Between two requests a connection can go: its client makes another one.
+        self.known: Places[RequestHandler] = Places(
+            "connections", "tenant", port, known, lambda handler: handler not in self._asking
+        )
+        self._asking: set[RequestHandler] = set()
 
-    def spoke(self, handler: RequestHandler) -> None:
+    @contextmanager
+    def asking(self, handler: RequestHandler) -> Iterator[None]:
+        """While a request is answered, or as long as its stream lasts."""
         self.silent.discard(handler)
+        self._asking.add(handler)
+        try:
+            yield
+        finally:
+            self._asking.discard(handler)
 
-    def is_known(self, handler: RequestHandler) -> None:
+    def is_known(self, handler: RequestHandler, tenant: str) -> bool:
+        """False when there is no place for one more of the tenant; he stays a stranger then."""
+        former = self.known.group_of(handler)
+        if former == tenant or (former is None and handler not in self.strangers):
+            # Neither: one of the unix socket, which is not shared.
+            return True
+        # Through one connection of a proxy come many; whoever asked last has it.
+        self.known.leave(handler)
+        if self.known.full:
+            # aiohttp does not tell when a connection has ended.
+            for other in self.known.all():
+                if other.transport is None:
+                    self.forget(other)
+        loser = self.known.enter(handler, tenant, asyncio.get_running_loop().time())
+        if loser is handler:
+            return False
         self.strangers.leave(handler)
+        if loser is not None:
+            self.cut(loser)
+        return True
+
+    def cut(self, handler: RequestHandler) -> None:
+        self.forget(handler)
+        if handler.transport is not None:
+            handler.transport.abort()
 
     def forget(self, handler: RequestHandler) -> None:
         self.silent.discard(handler)
         self.strangers.leave(handler)
+        self.known.leave(handler)
 
 
 def is_our_matter(record: logging.LogRecord) -> bool:
@@ -44,10 +85,7 @@ def is_our_matter(record: logging.LogRecord) -> bool:
 
 
 class HttpPort:
-    """Whoever nobody knows and who is silent is cut off after `patience` seconds.
-
-    Beside the strangers, who are bounded for themselves, there are at most `most` connections.
-    """
+    """Whoever nobody knows and who is silent is cut off after `patience` seconds."""
 
     def __init__(
         self,
@@ -57,7 +95,6 @@ class HttpPort:
         callers: Callers,
         *,
         patience: float,
-        most: int,
     ) -> None:
         assert runner.server is not None  # noqa: S101 - the runner was set up
         logging.getLogger("aiohttp.server").addFilter(is_our_matter)
@@ -65,7 +102,6 @@ class HttpPort:
         self._tls = tls
         self._callers = callers
         self._patience = patience
-        self._most = most
         self._acceptor = Acceptor(sock, self._accepted)
         self._handshakes: dict[RequestHandler, asyncio.Task[None]] = {}
         self._group = asyncio.TaskGroup()
@@ -90,9 +126,7 @@ class HttpPort:
         if strangers.full:
             self._forget_gone()
         handler = self._server()
-        loser: RequestHandler | None = handler
-        if self._has_room():
-            loser = strangers.enter(handler, address, loop.time())
+        loser = strangers.enter(handler, address, loop.time())
         if loser is handler:
             sock.close()
             return
@@ -127,20 +161,10 @@ class HttpPort:
             loop.call_later(self._patience, self._end_patience, handler)
 
     def _cut(self, handler: RequestHandler) -> None:
-        self._callers.forget(handler)
         handshake = self._handshakes.get(handler)
         if handshake is not None:
             handshake.cancel()
-        elif handler.transport is not None:
-            handler.transport.abort()
-
-    def _has_room(self) -> bool:
-        """Strangers do not count: one network of them would keep out who is to displace them."""
-        connections = self._server.connections
-        if len(connections) < self._most:
-            return True
-        strangers = self._callers.strangers
-        return sum(handler not in strangers for handler in connections) < self._most
+        self._callers.cut(handler)
 
     def _forget_gone(self) -> None:
         """aiohttp does not tell when a connection has ended; it is asked when its place counts."""

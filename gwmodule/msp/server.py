@@ -21,7 +21,7 @@ from gwmodule import __version__
 from gwmodule.config import join_address
 from gwmodule.errors import Code, ConfigError
 from gwmodule.msp.accounts import Accounts
-from gwmodule.msp.api import MAX_BODY, SHUTDOWN_TIMEOUT, Api, ApiOptions, Parts
+from gwmodule.msp.api import Api, ApiOptions, Parts, api_runner
 from gwmodule.msp.api.listening import tcp_port, tcp_socket, tls_context, unix_socket
 from gwmodule.msp.database import open_database
 from gwmodule.msp.enrolment_site import EnrolmentSite, SiteOptions
@@ -161,14 +161,7 @@ async def _run_until_signal(
     site: EnrolmentSite | None,
     log: EventLog,
 ) -> None:
-    runner = web.AppRunner(
-        api.application(),
-        access_log=None,
-        handle_signals=False,
-        shutdown_timeout=SHUTDOWN_TIMEOUT,
-        max_line_size=8190,
-        read_bufsize=MAX_BODY,
-    )
+    runner = api_runner(api.application())
     await runner.setup()
     stop = asyncio.Event()
     notifier = Notifier(os.environ)

@@ -6,10 +6,6 @@ routes -> application -> auth, asking -> devices amt gateways accounts ... -> an
 """
 
 from gwmodule.msp.api.application import Api, ApiOptions, Parts
-from gwmodule.msp.api.asking import MAX_BODY
-from gwmodule.msp.api.listening import tcp_socket, unix_socket
-from gwmodule.msp.api.streams import SHUTDOWN_TIMEOUT
+from gwmodule.msp.api.listening import api_runner, tcp_socket, unix_socket
 
-__all__ = [
-    "MAX_BODY", "SHUTDOWN_TIMEOUT", "Api", "ApiOptions", "Parts", "tcp_socket", "unix_socket",
-]  # fmt: skip
+__all__ = ["Api", "ApiOptions", "Parts", "api_runner", "tcp_socket", "unix_socket"]

@@ -33,7 +33,7 @@ from gwmodule.msp.api.consoles import ConsoleRoutes
 from gwmodule.msp.api.devices import Devices
 from gwmodule.msp.api.events import Events
 from gwmodule.msp.api.gateways import Gateways
-from gwmodule.msp.api.listening import MAX_STRANGERS
+from gwmodule.msp.api.listening import MAX_CONNECTIONS, MAX_STRANGERS
 from gwmodule.msp.api.metrics import Metrics
 from gwmodule.msp.api.once import UsedKeys
 from gwmodule.msp.api.openapi import document
@@ -58,6 +58,8 @@ from gwmodule.telemetry import EventLog
 Handler = Callable[[Asked], Awaitable[Any]]
 # For a whole answer: the longest, some ten MB of devices, over the slowest line that shows a page.
 SEND_TIMEOUT = 120.0
+# Seconds until a connection may be free again.
+RETRY = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +197,7 @@ class Api:
         self._sessions = parts.sessions
         parts.registry.on_devices = self._devices_changed
         parts.registry.on_links = self._links_changed
-        self.callers = Callers("http", MAX_STRANGERS)
+        self.callers = Callers("http", MAX_STRANGERS, MAX_CONNECTIONS)
         self._gauges(parts.sessions)
 
     def _gauges(self, sessions: SessionsSeam) -> None:
@@ -273,8 +275,13 @@ class Api:
         self, request: web.Request, route: Route, handler: Handler
     ) -> web.StreamResponse:
         principal, token = await self.authenticator.admit(request, route)
-        if route.role is not None:
-            self.callers.is_known(request.protocol)
+        if route.role is not None and not self.callers.is_known(request.protocol, principal.tenant):
+            raise ApiError(
+                429,
+                "TOO_MANY_REQUESTS",
+                f"all connections of tenant {principal.tenant} are in use",
+                retry_after=RETRY,
+            )
         asked = Asked(request, route, principal, token=token)
         asked.query = query_of(request, route.query)
         if route.body is not None:
@@ -292,8 +299,18 @@ class Api:
         request: web.Request,
         handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
     ) -> web.StreamResponse:
+        with self.callers.asking(request.protocol):
+            response = await self._answered(request, handler)
+            if not response.prepared:
+                await self._send(request, response)
+        return response
+
+    async def _answered(
+        self,
+        request: web.Request,
+        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    ) -> web.StreamResponse:
         """The boundary: whatever goes wrong leaves here as one JSON error."""
-        self.callers.spoke(request.protocol)
         try:
             response = await handler(request)
         except ApiError as exc:
@@ -313,13 +330,10 @@ class Api:
         except Exception:
             self._log.exception("request_failed", path=request.path)
             response = error_response(500, "INTERNAL", "our own fault; the log says more")
-        if response.prepared:
-            return response
-        if request.path.startswith("/api/"):
+        if request.path.startswith("/api/") and not response.prepared:
             # Answers hold host names that somebody else chose, and now and then a key.
             response.headers.setdefault("Cache-Control", "no-store")
             response.headers.setdefault("X-Content-Type-Options", "nosniff")
-        await self._send(request, response)
         return response
 
     async def _send(self, request: web.Request, response: web.StreamResponse) -> None:

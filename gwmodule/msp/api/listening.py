@@ -17,12 +17,17 @@ from aiohttp import web
 
 from gwmodule.errors import ConfigError
 from gwmodule.msp.acceptor import listening_socket
+from gwmodule.msp.api.asking import MAX_BODY
+from gwmodule.msp.api.streams import SHUTDOWN_TIMEOUT
 from gwmodule.msp.http_port import Callers, HttpPort
 
 # Connections over TCP of those who have logged in, and of those who have not; each costs some
 # 20 KiB before it has said anything.
 MAX_CONNECTIONS = 1024
 MAX_STRANGERS = 512
+# Without a request. Reverse proxies keep theirs for up to a minute, and would lose a request that
+# meets our end of it.
+KEEPALIVE = 75.0
 # A browser sends its request at once; what connects and says nothing is no browser.
 FIRST_REQUEST = 10.0
 
@@ -94,8 +99,21 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
+def api_runner(application: web.Application) -> web.AppRunner:
+    """What serves the API, at every socket."""
+    return web.AppRunner(
+        application,
+        access_log=None,
+        handle_signals=False,
+        keepalive_timeout=KEEPALIVE,
+        shutdown_timeout=SHUTDOWN_TIMEOUT,
+        max_line_size=8190,
+        read_bufsize=MAX_BODY,
+    )
+
+
 def tcp_port(
     runner: web.AppRunner, sock: socket.socket, tls: ssl.SSLContext | None, callers: Callers
 ) -> HttpPort:
     """The API on `sock`; whoever sends no whole request soon is sent away."""
-    return HttpPort(runner, sock, tls, callers, patience=FIRST_REQUEST, most=MAX_CONNECTIONS)
+    return HttpPort(runner, sock, tls, callers, patience=FIRST_REQUEST)

@@ -5,9 +5,10 @@ import ssl
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from gwmodule.errors import ConfigError
-from gwmodule.msp.api import application, openapi, tcp_socket
+from gwmodule.msp.api import api_runner, application, listening, openapi, tcp_socket
 from gwmodule.msp.api.listening import tcp_port, tls_context
 from gwmodule.msp.client import ApiClient
 from gwmodule.msp.pki import Authority
@@ -64,13 +65,49 @@ def _today() -> float:
 
 
 async def test_who_has_logged_in_is_no_stranger_any_more(site: Site) -> None:
-    strangers = site.service.api.callers.strangers
+    callers = site.service.api.callers
+    strangers = callers.strangers
     assert (await site.request("GET", "/healthz"))[0] == 200
     assert (await site.request("GET", "/api/v1/whoami", token="wrong"))[0] == 401
     assert len(strangers) == 1
     assert (await site.request("GET", "/api/v1/whoami", token=site.token()))[0] == 200
     assert len(strangers) == 0
-    assert site.service.api.callers.silent == set()
+    assert callers.silent == set()
+    assert [callers.known.group_of(who) for who in callers.known.all()] == ["default"]
+
+
+async def test_who_comes_by_the_unix_socket_takes_no_place(service: Service) -> None:
+    assert (await service.client.request("GET", "/api/v1/whoami"))["tenantId"] == "default"
+    assert len(service.api.callers.known) == 0
+
+
+async def test_a_connection_without_a_request_is_not_kept_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listening, "KEEPALIVE", 0.2)
+    runner = api_runner(web.Application())
+    await runner.setup()
+    sock = tcp_socket("127.0.0.1", 0, tls=False)
+    await web.SockSite(runner, sock).start()
+    reader, writer = await asyncio.open_connection(*sock.getsockname())
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert b" 404 " in await reader.readuntil(b"\r\n\r\n")
+    async with asyncio.timeout(5):
+        await reader.read()
+    writer.close()
+    await runner.cleanup()
+
+
+async def test_a_tenant_whose_connections_are_all_busy_is_told_so(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site.service.api.callers.known, "_most", 1)
+    headers = {"Authorization": f"Bearer {site.token()}"}
+    async with site.http.get(f"{site.url}/api/v1/events", headers=headers) as events:
+        await events.content.readuntil(b"\n\n")
+        async with site.http.get(f"{site.url}/api/v1/whoami", headers=headers) as refused:
+            assert (refused.status, refused.headers["Retry-After"]) == (429, "10")
+            assert (await refused.json())["error"] == "TOO_MANY_REQUESTS"
 
 
 async def test_a_body_that_never_comes_is_not_waited_for(
