@@ -68,7 +68,7 @@ class Authenticator:
         self._accounts = accounts
         self._tokens = tokens
         self._clock = clock
-        self._proxies = frozenset(proxies)
+        self._proxies = frozenset(map(_plain, proxies))
         self._origins = frozenset(origins)
         self._recheck = recheck
 
@@ -211,7 +211,7 @@ class Authenticator:
 
     def address_of(self, request: web.Request) -> str:
         """Where a request comes from: the last hop that is no proxy of ours."""
-        address = request.remote or "unix"
+        address = _plain(request.remote or "unix")
         # Some proxies add a line of their own below the caller's instead of ending his.
         hops = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")
         while address in self._proxies and hops:
@@ -231,9 +231,19 @@ def _address_in(hop: str) -> str | None:
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:
-        return str(ipaddress.ip_address(text))
+        ipaddress.ip_address(text)
     except ValueError:
         return None
+    return _plain(text)
+
+
+def _plain(address: str) -> str:
+    """One text for one address: a socket of both families has IPv4 callers as ::ffff:192.0.2.1."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    return str(getattr(parsed, "ipv4_mapped", None) or parsed)
 
 
 def offered_token(request: web.Request) -> str | None:

@@ -133,6 +133,25 @@ async def test_what_a_proxy_writes_is_an_address_or_nothing(
     assert authenticator.address_of(request) == address
 
 
+@pytest.mark.parametrize(
+    ("proxy", "remote", "hop"),
+    [
+        ("192.0.2.1", "::ffff:192.0.2.1", "198.51.100.7"),
+        ("::ffff:192.0.2.1", "192.0.2.1", "::ffff:198.51.100.7"),
+        ("2001:DB8:0::1", "2001:db8::1", "198.51.100.7"),
+    ],
+)
+async def test_a_proxy_is_known_by_its_address_however_it_is_written(
+    site: Site, proxy: str, remote: str, hop: str
+) -> None:
+    authenticator = Authenticator(
+        site.service.accounts, site.service.api.tokens, lambda: NOW, proxies=[proxy]
+    )
+    lines = CIMultiDict([("X-Forwarded-For", hop)])
+    request = make_mocked_request("POST", "/", lines).clone(remote=remote)
+    assert authenticator.address_of(request) == "198.51.100.7"
+
+
 async def test_a_new_role_counts_at_once_and_ends_old_tokens(site: Site) -> None:
     token = site.token(Role.TECHNICIAN)
     path = "/api/v1/users/technician@default"
