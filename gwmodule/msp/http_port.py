@@ -81,7 +81,8 @@ class Callers:
 
 def is_our_matter(record: logging.LogRecord) -> bool:
     """For aiohttp's log: a stranger sends what is no HTTP for nothing, and a line costs us."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+    theirs = HttpProcessingError, web.RequestPayloadError
+    return not (record.exc_info and isinstance(record.exc_info[1], theirs))
 
 
 class HttpPort:

@@ -194,6 +194,8 @@ class Api:
                 clock,
             ),
         }
+        # By what the router calls.
+        self._routes: dict[object, Route] = {}
         self._sessions = parts.sessions
         parts.registry.on_devices = self._devices_changed
         parts.registry.on_links = self._links_changed
@@ -244,7 +246,9 @@ class Api:
     def application(self) -> web.Application:
         application = web.Application(client_max_size=MAX_BODY, middlewares=[self._answer])
         for route in ROUTES:
-            application.router.add_route(route.method, _pattern(route.path), self._handle(route))
+            handle = self._handle(route)
+            self._routes[handle] = route
+            application.router.add_route(route.method, _pattern(route.path), handle)
         add_console(application)
         application.cleanup_ctx.append(self.consoles.lifetime)
         application.on_shutdown.append(self._shutdown)
@@ -260,14 +264,7 @@ class Api:
         handler: Handler = getattr(self.groups[group], method)
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            try:
-                response = await self._serve(request, route, handler)
-            except BaseException as exc:
-                status = exc.status if isinstance(exc, (ApiError, web.HTTPException)) else 500
-                self.metrics.answered(route.method, route.path, status)
-                raise
-            self.metrics.answered(route.method, route.path, response.status)
-            return response
+            return await self._serve(request, route, handler)
 
         return handle
 
@@ -301,6 +298,9 @@ class Api:
     ) -> web.StreamResponse:
         with self.callers.asking(request.protocol):
             response = await self._answered(request, handler)
+            route = self._routes.get(request.match_info.handler)
+            if route is not None:
+                self.metrics.answered(route.method, route.path, response.status)
             if not response.prepared:
                 await self._send(request, response)
         return response
@@ -324,6 +324,8 @@ class Api:
             # Where the database is, is nobody's business who has not logged in.
             text = "the registry cannot be used now; the log says why"
             response = error_response(503, "REGISTRY_UNAVAILABLE", text)
+        except web.RequestPayloadError:
+            response = error_response(400, "BAD_REQUEST", "the body is not what its headers say")
         except ConnectionError:
             # Whoever asked has gone, which is no error of ours.
             response = error_response(400, "BAD_REQUEST", "nobody is left to hear this")

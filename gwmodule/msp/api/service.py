@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -89,7 +90,9 @@ class Service:
                     if not text:
                         continue
                     # Whoever was locked out meanwhile, or whose token has expired, hears no more.
-                    await self._authenticator.admit(asked.http, asked.route)
+                    # While the registry fails nobody can be locked out.
+                    with contextlib.suppress(RegistryError):
+                        await self._authenticator.admit(asked.http, asked.route)
                     async with asyncio.timeout(WRITE_TIMEOUT):
                         await response.write(text)
         except TooManyWatchers as exc:

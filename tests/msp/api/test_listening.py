@@ -166,6 +166,24 @@ async def test_what_is_no_http_is_no_error_of_ours(
     assert not caplog.records
 
 
+@pytest.mark.parametrize("coding", [b"deflate", b"gzip"])
+async def test_a_body_that_cannot_be_decoded_is_no_error_of_ours(
+    site: Site, caplog: pytest.LogCaptureFixture, coding: bytes
+) -> None:
+    host, port = site.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        b"POST /api/v1/authorize HTTP/1.1\r\nHost: x\r\nContent-Encoding: %s\r\n"
+        b"Content-Length: 10\r\n\r\nabcdefghij" % coding
+    )
+    async with asyncio.timeout(5):
+        answer = await reader.read()
+    assert b" 400 " in answer
+    assert b"BAD_REQUEST" in answer
+    writer.close()
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(("path", "times"), [("/api/v1/events", 1), ("/api/v1/openapi.json", 60)])
 async def test_who_leaves_in_the_middle_is_no_error_of_ours(
     site: Site, caplog: pytest.LogCaptureFixture, path: str, times: int

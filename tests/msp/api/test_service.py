@@ -173,3 +173,44 @@ async def test_metrics_tell_who_stands_at_the_ports(site: Site) -> None:
     _, text = await site.request("GET", "/metrics", token=site.token())
     assert 'strangers{port="link"} 1.0' in text
     assert 'strangers_cut_total{port="link"} 1.0' in text
+
+
+async def test_events_go_on_while_the_registry_cannot_be_read(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(name: str) -> None:
+        raise RegistryError("disk full")
+
+    headers = {"Authorization": f"Bearer {site.token(Role.VIEWER)}"}
+    async with site.http.get(site.url + EVENTS, headers=headers) as response:
+        await response.content.readuntil(b"\n\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(site.service.accounts, "principal", fail)
+            site.service.api.events.publish("default", "device", {"guid": "x"})
+            async with asyncio.timeout(5):
+                event = await response.content.readuntil(b"\n\n")
+        assert event == b'event: device\ndata: {"guid":"x"}\n\n'
+        site.service.api.events.publish("default", "device", {"guid": "y"})
+        assert b'"y"' in await response.content.readuntil(b"\n\n")
+
+
+async def test_metrics_count_what_was_answered(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(tenant: str) -> None:
+        raise RegistryError("disk full")
+
+    monkeypatch.setattr(site.service.registry, "gateways", fail)
+    user = {"name": "viewer@default", "role": "viewer", "password": "long enough"}
+    asked = [
+        ("POST", "/api/v1/users", user, 409), ("GET", "/api/v1/gateways", None, 503),
+        ("GET", "/api/v1/keys", None, 200), ("GET", "/api/v1/users/%00", None, 405),
+    ]  # fmt: skip
+    for method, path, body, status in asked:
+        assert (await site.request(method, path, body, token=site.token()))[0] == status
+    found = await scraped(site)
+    counted = {key[1:]: number for key, number in found.items() if key[0] == "http_requests_total"}
+    # What has no row in the table of routes is not counted: its path is the caller's own.
+    assert counted == {
+        ("POST", "/api/v1/users", "409"): 1,
+        ("GET", "/api/v1/gateways", "503"): 1,
+        ("GET", "/api/v1/keys", "200"): 1,
+    }
