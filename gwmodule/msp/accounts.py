@@ -145,17 +145,18 @@ class Accounts:
         return [Tenant(row["name"], row["created_at"]) for row in rows]
 
     async def remove_tenant(self, name: str, at: float, *, actor: str) -> bool:
-        """RegistryConflict while it has users, keys, gateways or devices."""
+        """And what is recorded of its revoked gateways; its audit stays.
+
+        RegistryConflict while it has users, or keys or gateways that are not revoked.
+        """
         if name == DEFAULT_TENANT:
             raise RegistryConflict(f"tenant {name} is always there")
         async with self._database.transaction() as db:
-            for table, what in (
-                ("users", "users"),
-                ("gateways", "gateways"),
-                ("devices", "devices"),
-                ("api_keys", "API keys"),
+            for table, left, what in (
+                ("users", "", "users"),
+                ("gateways", "AND revoked_at IS NULL", "gateways that are not revoked"),
+                ("api_keys", "AND revoked_at IS NULL", "API keys"),
             ):
-                left = "AND revoked_at IS NULL" if table == "api_keys" else ""
                 found = await db.fetch_one(
                     f"SELECT 1 AS one FROM {table} WHERE tenant = $1 {left} LIMIT 1",  # noqa: S608
                     name,
@@ -164,9 +165,21 @@ class Accounts:
                     raise RegistryConflict(f"tenant {name} still has {what}")
             removed = await db.execute("DELETE FROM tenants WHERE name = $1", name)
             if removed:
-                await db.execute("DELETE FROM credentials WHERE tenant = $1", name)
-                await db.execute("DELETE FROM api_keys WHERE tenant = $1", name)
-                await Tables(db).audit(name, at, actor, "tenant.remove")
+                # Hosts have no tenant of their own; gateways' names are unique over all tenants.
+                await db.execute(
+                    "DELETE FROM hosts WHERE gateway IN"
+                    " (SELECT name FROM gateways WHERE tenant = $1)",
+                    name,
+                )
+                gone = {
+                    table: await db.execute(
+                        f"DELETE FROM {table} WHERE tenant = $1",  # noqa: S608
+                        name,
+                    )
+                    for table in _OF_A_TENANT
+                }
+                detail = {what: gone[what] for what in ("gateways", "devices")}
+                await Tables(db).audit(name, at, actor, "tenant.remove", detail=detail)
         return removed > 0
 
     # Users.
@@ -446,6 +459,17 @@ def _checked(password: str) -> str:
         raise ValueError("a password has no control characters")
     return password
 
+
+# What goes with a tenant, besides users, whom it has none, and hosts.
+_OF_A_TENANT = (
+    "api_keys",
+    "credentials",
+    "devices",
+    "enrolment_tokens",
+    "gateways",
+    "hellos",
+    "labels",
+)
 
 # Actors of the audit that are no users.
 _RESERVED = frozenset({"gateway", "msp", "root"})

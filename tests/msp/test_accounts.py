@@ -1,6 +1,7 @@
 import asyncio
 import hashlib
 import os
+import re
 import time
 from typing import Any
 
@@ -8,8 +9,13 @@ import pytest
 
 from gwmodule.msp.accounts import Accounts, Cost, Principal, Role, hashes_at_once
 from gwmodule.msp.database import Database, RegistryError
-from gwmodule.msp.registry import Registry, RegistryConflict
+from gwmodule.msp.enrolment_tokens import Enrolments
+from gwmodule.msp.labels import Label, Labels
+from gwmodule.msp.migrations import MIGRATIONS
+from gwmodule.msp.registry import Observed, Registry, RegistryConflict
 from gwmodule.msp.vault import Vault
+from gwmodule.wire.notices import Hello, Lease, Source
+from tests.msp.conftest import IP, MAC, PC
 
 CHEAP = Cost(4, 8, 1)
 PASSWORD = "correct horse"
@@ -133,7 +139,7 @@ async def test_a_tenant_goes_only_when_it_is_empty(accounts: Accounts, database:
     await registry.add_gateway("home1", "aa", 3.0, tenant="acme")
     with pytest.raises(RegistryConflict, match="still has gateways"):
         await accounts.remove_tenant("acme", 3.0, actor="root")
-    await database.execute("DELETE FROM gateways")
+    await registry.revoke_gateway("home1", 3.0, actor="root", tenant="acme")
     key = await accounts.add_key("ci", "acme", Role.VIEWER, 3.0, None, actor="root")
     with pytest.raises(RegistryConflict, match="still has API keys"):
         await accounts.remove_tenant("acme", 3.0, actor="root")
@@ -143,6 +149,51 @@ async def test_a_tenant_goes_only_when_it_is_empty(accounts: Accounts, database:
     assert [tenant.name for tenant in await accounts.tenants()] == ["default"]
     with pytest.raises(RegistryConflict, match="always there"):
         await accounts.remove_tenant("default", 3.0, actor="root")
+
+
+async def test_a_tenant_takes_all_that_hangs_on_its_revoked_gateways_with_it(
+    accounts: Accounts, database: Database
+) -> None:
+    registry = Registry(database)
+    for gateway, tenant in (("home1", "acme"), ("home2", "default")):
+        await registry.add_gateway(gateway, "aa", 3.0, tenant=tenant)
+        await registry.record(
+            [
+                Observed(gateway, "198.51.100.9", 1, observation, 0.0, 3.0)
+                for observation in (
+                    Lease(MAC, IP, 60, "pc"),
+                    Hello(PC, IP, MAC, 1, 0, Source.LISTENER, b"hello"),
+                )
+            ]
+        )
+        await Labels(database).put(tenant, PC, Label(("desk",), "reception"))
+        await Vault(database, bytes(32)).store(tenant, PC, "admin", PASSWORD, 3.0, actor="anna")
+        await Enrolments(database).invite(gateway, 4.0, actor="anna", tenant=tenant, replace=True)
+    await registry.revoke_gateway("home1", 5.0, actor="root", tenant="acme")
+    await accounts.remove_user("anna", "acme", 5.0, actor="root")
+    assert await accounts.remove_tenant("acme", 6.0, actor="root")
+    tables = [
+        name
+        for step in MIGRATIONS
+        for name, columns in re.findall(r"CREATE TABLE (\w+) \((.*?)\n\s*\);", step.common, re.S)
+        if re.search(r"\btenant TEXT", columns)
+    ]
+    assert {"devices", "credentials", "labels"} < set(tables)
+
+    async def left(tenant: str) -> set[str]:
+        found = {
+            table: await database.fetch(f"SELECT 1 AS one FROM {table} WHERE tenant = $1", tenant)
+            for table in tables
+        }
+        return {table for table, rows in found.items() if rows}
+
+    assert await left("acme") == {"audit"}
+    assert await left("default") == set(tables) - {"users", "api_keys"}
+    assert [host["gateway"] for host in await database.fetch("SELECT * FROM hosts")] == ["home2"]
+    (last, *_) = await registry.audit_entries(tenant="acme")
+    assert (last.action, last.detail) == ("tenant.remove", {"gateways": 1, "devices": 1})
+    # Its names are free again.
+    await registry.add_gateway("home1", "bb", 7.0)
 
 
 async def test_a_key_is_shown_once_and_ends_in_time_or_when_revoked(

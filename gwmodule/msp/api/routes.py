@@ -179,7 +179,8 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/api/v1/tenants", "accounts.add_tenant", "Add a tenant", _A, Scope.OPERATOR,
           body=p.TenantRequest, answer=p.TenantAnswer, status=201),
     Route("DELETE", "/api/v1/tenants/{tenant}", "accounts.remove_tenant",
-          "Remove an empty tenant", _A, Scope.OPERATOR, status=204),
+          "Remove a tenant without users, whose API keys and gateways are revoked, with its devices"
+          " and logins", _A, Scope.OPERATOR, status=204),
     # AMT, as Open AMT MPS names it.
     _amt("power/state", "power_state", "Power state of the PC", answer=p.PowerState),
     _amt("power/capabilities", "power_capabilities", "Power and boot actions it takes now"),

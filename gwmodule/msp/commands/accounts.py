@@ -57,7 +57,11 @@ def add(command: Command) -> None:
 
     for name, run, text in (
         ("tenant add", _tenant_add, "add a tenant; only at the service's own socket"),
-        ("tenant remove", _tenant_remove, "remove a tenant that has nothing any more"),
+        (
+            "tenant remove",
+            _tenant_remove,
+            "remove a tenant whose gateways are revoked, with its devices",
+        ),
     ):
         command(name, online(run), text).add_argument("name", metavar="NAME")
     command("tenant list", online(_tenant_list), "list tenants")
