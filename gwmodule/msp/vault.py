@@ -20,6 +20,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from gwmodule.errors import ConfigError
+from gwmodule.files import write_atomically
 from gwmodule.msp.database import Connection, Database, RegistryError, Row
 from gwmodule.msp.tables import Tables
 
@@ -204,15 +205,8 @@ def _read_key(path: Path) -> bytes:
 
 def _make_key(path: Path) -> None:
     # Whole under its name or not at all: half a key would seal what nobody opens again.
-    part = path.with_suffix(".new")
     try:
-        part.unlink(missing_ok=True)
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "w") as file:
-            file.write(secrets.token_hex(KEY_SIZE) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(path)
+        write_atomically(path, f"{secrets.token_hex(KEY_SIZE)}\n".encode())
     except OSError as exc:
         raise ConfigError(str(path), "", exc.strerror or "cannot be made") from exc
 

@@ -144,8 +144,18 @@ async def test_what_amt_cannot_take_is_refused(vault: Vault, username: str, pass
         await vault.store("default", PC, "a", "x", 1.0, actor="anna", mode="plain")  # type: ignore[arg-type]
 
 
-def test_a_key_is_made_once_and_is_nobody_elses(tmp_path: Path) -> None:
+def test_a_key_is_made_once_and_is_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is sealed with a key whose name a power failure takes, nobody opens again.
+    synced: list[tuple[Path, bool]] = []
+
+    def sync(directory: Path) -> None:
+        synced.append((directory, (directory / "registry.key").exists()))
+
+    monkeypatch.setattr("gwmodule.files.sync_directory", sync)
     key = vault_key(tmp_path, None, {})
+    assert synced == [(tmp_path, True)]
     assert len(key) == 32
     assert vault_key(tmp_path, None, {}) == key
     assert (tmp_path / "registry.key").stat().st_mode & 0o777 == 0o600
