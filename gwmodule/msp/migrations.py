@@ -292,6 +292,31 @@ MIGRATIONS: tuple[Step, ...] = (
         ALTER TABLE devices ADD COLUMN unaudited INTEGER NOT NULL DEFAULT 0;
         """,
     ),
+    # 8: the audit can be shortened, but not what it says about that
+    Step(
+        """
+        CREATE TABLE audit_pruned (before REAL NOT NULL);  -- what is older may go
+        """,
+        sqlite="""
+        DROP TRIGGER audit_keeps_deletes;
+        CREATE TRIGGER audit_keeps_deletes BEFORE DELETE ON audit
+            WHEN OLD.action = 'audit.prune'
+            OR NOT EXISTS (SELECT 1 FROM audit_pruned WHERE before > OLD.at)
+            BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
+        """,
+        postgresql="""
+        CREATE OR REPLACE FUNCTION audit_keeps() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                IF TG_OP = 'DELETE' THEN
+                    IF OLD.action <> 'audit.prune'
+                    AND EXISTS (SELECT 1 FROM audit_pruned WHERE before > OLD.at) THEN
+                        RETURN OLD;
+                    END IF;
+                END IF;
+                RAISE EXCEPTION 'the audit is append-only';
+            END $$;
+        """,
+    ),
     # 7: a tenant's audit in the order in which it is read: each look sorted all of it
     Step("CREATE INDEX audit_tenant ON audit (tenant, id);"),
 )

@@ -10,8 +10,11 @@ acknowledged. Nothing is kept in this process, so that several nodes can share o
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -43,6 +46,8 @@ from gwmodule.wire.notices import Observation, format_mac
 
 # A limit that is none: both engines take it.
 ALL = 1 << 31
+# Audit entries of one statement: some milliseconds, in which others wait to write.
+PRUNED_AT_ONCE = 1000
 # More than any audit entry's number.
 NEWEST = (1 << 63) - 1
 
@@ -477,6 +482,43 @@ class Registry:
             *(() if uuid is None else (uuid.bytes,)),
         )
         return [audit_entry_from(row) for row in rows]
+
+    async def prune_audit(self, before: float, at: float, *, actor: str) -> int:
+        """Delete the entries of all tenants from before `before`; how many.
+
+        What says so stays for ever, and comes first: it is what the database's triggers let them
+        go by. They go in parts, so that others write meanwhile; if that is broken off, the next
+        time deletes the rest.
+        """
+        row = await self._database.fetch_one(
+            # Not both of one SELECT: SQLite would walk over all of it.
+            "SELECT (SELECT min(id) FROM audit) AS low, (SELECT max(id) FROM audit) AS high"
+        )
+        if row is None or row["low"] is None:
+            return 0
+        parts = [
+            (low, low + PRUNED_AT_ONCE)
+            for low in range(row["low"], row["high"] + 1, PRUNED_AT_ONCE)
+        ]
+        old = "FROM audit WHERE id >= $1 AND id < $2 AND at < $3 AND action <> 'audit.prune'"
+        entries = Counter[str]()
+        for part in parts:
+            rows = await self._database.fetch(
+                f"SELECT tenant, count(*) AS entries {old} GROUP BY tenant", *part, before
+            )
+            entries.update({row["tenant"]: row["entries"] for row in rows})
+            # SQLite reads inline.
+            await asyncio.sleep(0)
+        if not entries:
+            return 0
+        async with self._database.transaction() as db:
+            await db.execute("DELETE FROM audit_pruned WHERE before <= $1", before)
+            await db.execute("INSERT INTO audit_pruned (before) VALUES ($1)", before)
+            until = datetime.fromtimestamp(before, UTC).isoformat()
+            for tenant, count in sorted(entries.items()):
+                detail = {"before": until, "entries": count}
+                await Tables(db).audit(tenant, at, actor, "audit.prune", detail=detail)
+        return sum([await self._database.execute(f"DELETE {old}", *part, before) for part in parts])
 
 
 async def _tenant_of(db: Connection, gateway: str) -> str:

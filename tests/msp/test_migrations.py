@@ -52,7 +52,8 @@ async def test_keys_of_before_belong_to_who_made_them_and_is_a_user_still(
         await database.execute(f"ALTER TABLE api_keys DROP COLUMN {column}")
     for column in ("audit_full_at", "unaudited"):
         await database.execute(f"ALTER TABLE devices DROP COLUMN {column}")
-    await database.execute("DROP TABLE used_keys")
+    for table in ("used_keys", "audit_pruned"):
+        await database.execute(f"DROP TABLE {table}")
     await database.execute("DROP INDEX audit_tenant")
     await database.execute("UPDATE schema SET version = 4")
     users = [("anna", 1.0), ("again", 20.0)]

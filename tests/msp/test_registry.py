@@ -4,6 +4,7 @@ from uuid import UUID
 
 import pytest
 
+from gwmodule.msp import registry as registry_module
 from gwmodule.msp import tables
 from gwmodule.msp.database import Database, StatementError
 from gwmodule.msp.observations import AUDIT_BURST, AUDIT_EVERY, Observations
@@ -691,6 +692,38 @@ async def test_the_audit_cannot_be_changed(registry: Registry, database: Databas
     for change in ("UPDATE audit SET actor = 'x'", "DELETE FROM audit"):
         with pytest.raises(StatementError, match="append-only"):
             await database.execute(change)
+
+
+async def test_the_audit_is_shortened_and_says_so(
+    neighbours: Registry, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_module, "PRUNED_AT_ONCE", 7)
+    for second in range(50):
+        await neighbours.audit("anna", "call", 1e9 + second, tenant="default")
+        await neighbours.audit("otto", "call", 1e9 + second, tenant="other")
+    # And what made the two gateways and devices known, before.
+    went = {"default": 44, "other": 43}
+    assert await neighbours.prune_audit(1e9 + 40, 1e9 + 100, actor="root") == sum(went.values())
+    for tenant, actor in (("default", "anna"), ("other", "otto")):
+        newest, *rest = await neighbours.audit_entries(limit=1000, tenant=tenant)
+        assert (newest.action, newest.actor) == ("audit.prune", "root")
+        assert newest.detail == {"before": "2001-09-09T01:47:20+00:00", "entries": went[tenant]}
+        assert [entry.at for entry in rest] == [1e9 + second for second in range(49, 39, -1)]
+        assert {entry.actor for entry in rest} == {actor}
+    # Nothing else may go, and what says so stays, whoever asks.
+    for change in ("DELETE FROM audit", "DELETE FROM audit WHERE action = 'audit.prune'"):
+        with pytest.raises(StatementError, match="append-only"):
+            await database.execute(change)
+    assert await neighbours.prune_audit(1e9 + 200, 1e9 + 200, actor="root") == 20
+    actions = [entry.action for entry in await neighbours.audit_entries()]
+    assert actions == ["audit.prune", "audit.prune"]
+    # Where nothing goes there is nothing to say.
+    assert await neighbours.prune_audit(1e9 + 300, 1e9 + 300, actor="root") == 0
+    assert len(await neighbours.audit_entries()) == 2
+
+
+async def test_an_empty_audit_can_be_shortened(database: Database) -> None:
+    assert await Registry(database).prune_audit(1.0, 2.0, actor="root") == 0
 
 
 async def test_watchers_hear_what_was_committed_and_nothing_else(registry: Registry) -> None:

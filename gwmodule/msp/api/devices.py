@@ -364,6 +364,13 @@ class Devices:
             await asyncio.sleep(0)
             before, most = entries[-1].id, most - len(entries)
 
+    async def prune_audit(self, asked: Asked) -> p.Pruned:
+        query: p.PruneQuery = asked.query
+        before, now = query.before.timestamp(), self._clock()
+        if before > now:
+            raise bad_request("before lies in the future")
+        return p.Pruned(await self._registry.prune_audit(before, now, actor=asked.actor))
+
 
 class _Page:
     """Which of those that were found are asked for; `seen` counts them all."""

@@ -6,6 +6,7 @@ refused: it would say something that nobody listens to.
 
 from __future__ import annotations
 
+import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -333,6 +334,14 @@ class GatewayBundle(Answer):
 class AuditQuery(Request):
     guid: Guid | UnsetType = UNSET
     limit: Annotated[int, Meta(ge=0, le=10_000)] = 100
+
+
+class PruneQuery(Request):
+    before: Annotated[datetime.datetime, Meta(tz=True)]
+
+
+class Pruned(Answer):
+    entries: int
 
 
 class AuditAnswer(Answer):

@@ -140,6 +140,9 @@ ROUTES: tuple[Route, ...] = (
           answer=p.DeviceAnswer, status=201, acts=True),
     Route("GET", "/api/v1/audit", "devices.audit", "Who did what, newest first", _T,
           query=p.AuditQuery, answer=list[p.AuditAnswer]),
+    Route("DELETE", "/api/v1/audit", "devices.prune_audit",
+          "Delete the audit of all tenants from before a moment; it says so itself", _A,
+          Scope.OPERATOR, query=p.PruneQuery, answer=p.Pruned),
     # Gateways.
     Route("GET", "/api/v1/gateways", "gateways.all", "Gateways and their links", _V,
           answer=list[p.GatewayAnswer]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 from typing import Any
 
 from gwmodule.msp.client import GRACE, ApiClient
@@ -24,6 +25,8 @@ from gwmodule.telemetry import escape
 # What the gateway needs for its part.
 EXPLAIN_LIMIT = 20.0
 MAX_AUDIT = 10_000
+# For hundreds of millions of entries; the service goes on without us.
+PRUNE_LIMIT = 3600.0
 
 
 def add(command: Command) -> None:
@@ -77,6 +80,18 @@ def add(command: Command) -> None:
         default=100,
         metavar="N",
         help="at most so many, the newest first (default %(default)s)",
+    )
+    prune = command(
+        "audit-prune",
+        online(_audit_prune),
+        "delete old audit entries of all tenants; only at the service's own socket",
+    )
+    prune.add_argument(
+        "--before",
+        type=_moment,
+        required=True,
+        metavar="DATE",
+        help="as 2026-01-31, or with a time; UTC unless it says otherwise",
     )
 
 
@@ -148,6 +163,25 @@ async def _audit(options: argparse.Namespace, client: ApiClient) -> int:
             "DETAIL": lambda e: " ".join(f"{key}={value}" for key, value in e["detail"].items()),
         },
     )
+    return OK
+
+
+def _moment(text: str) -> datetime.datetime:
+    moment = datetime.datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
+
+
+# argparse names the type in its own complaint.
+_moment.__name__ = "date"
+
+
+async def _audit_prune(options: argparse.Namespace, client: ApiClient) -> int:
+    query = {"before": options.before.isoformat()}
+    pruned = await client.request("DELETE", "/api/v1/audit", query=query, timeout=PRUNE_LIMIT)
+    if options.json:
+        print_json(pruned)
+    else:
+        print(f"{pruned['entries']} entries deleted")
     return OK
 
 

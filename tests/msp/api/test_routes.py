@@ -52,6 +52,8 @@ async def ask(site: Site, route: Route, token: str = "", **more: Any) -> tuple[i
         path += f"?host={PC}"
     if route.query is p.NvmQuery:
         path += "?enterprise=x"
+    if route.query is p.PruneQuery:
+        path += "?before=2000-01-01T00:00:00Z"
     return await site.request(route.method, path, SAMPLES.get(route.body), token=token, **more)
 
 

@@ -1,3 +1,4 @@
+import datetime
 import json
 from typing import Any
 
@@ -6,7 +7,8 @@ import pytest
 from gwmodule.errors import Code
 from gwmodule.wire.messages import Result
 from gwmodule.wire.notices import Lease
-from tests.msp.conftest import IP, MAC, PC, Service, result
+from tests.msp.commands.conftest import Desk
+from tests.msp.conftest import IP, MAC, NOW, PC, Service, result
 from tests.msp.test_cli import run
 
 STEP = {"step": "ports", "result": "failed", "found": "none\x1b[2J", "advice": "look at the cable"}
@@ -28,6 +30,40 @@ async def test_tags_and_a_name_are_given_and_taken(service: Service) -> None:
     code, _, err = await run(service, "tag", "55e3", "a,b")
     assert code == 1
     assert "tags" in err
+
+
+async def test_the_audit_is_shortened_at_the_services_socket_only(
+    service: Service, desk: Desk
+) -> None:
+    await desk.login("ada")
+    code, out, err = await desk.run("audit-prune", "--before", "2020-01-01")
+    assert (code, out) == (1, "")
+    assert "only at the service's unix socket" in err
+    await service.registry.audit("anna", "call", NOW - 86400.0)
+    day = datetime.datetime.fromtimestamp(NOW - 3600.0, datetime.UTC)
+    code, out, _ = await run(service, "audit-prune", "--before", day.isoformat())
+    assert (code, out) == (0, "1 entries deleted\n")
+    code, out, _ = await run(service, "audit-prune", "--before", f"{day:%Y-%m-%d}", "--json")
+    assert (code, json.loads(out)) == (0, {"entries": 0})
+    code, out, _ = await run(service, "audit", "--json")
+    (entry,) = [entry for entry in json.loads(out) if entry["action"] == "audit.prune"]
+    assert entry["detail"] == {"before": day.isoformat(), "entries": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        ([], 2, "required: --before"),
+        (["--before", "yesterday"], 2, "invalid date value: 'yesterday'"),
+        (["--before", "9999-12-31"], 1, "before lies in the future"),
+    ],
+)
+async def test_what_is_no_day_of_the_past_is_refused(
+    service: Service, arguments: list[str], code: int, text: str
+) -> None:
+    found, out, err = await run(service, "audit-prune", *arguments)
+    assert (found, out) == (code, "")
+    assert text in err
 
 
 @pytest.mark.parametrize(
