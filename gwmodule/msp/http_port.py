@@ -100,7 +100,8 @@ class HttpPort:
         assert runner.server is not None  # noqa: S101 - the runner was set up
         logging.getLogger("aiohttp.server").addFilter(is_our_matter)
         self._server = runner.server
-        self._tls = tls
+        # For the next handshakes; those that have had theirs keep it.
+        self.tls = tls
         self._callers = callers
         self._patience = patience
         self._acceptor = Acceptor(sock, self._accepted)
@@ -141,10 +142,10 @@ class HttpPort:
 
     async def _handshake(self, sock: socket.socket, handler: RequestHandler) -> None:
         loop = asyncio.get_running_loop()
-        limit = None if self._tls is None else HANDSHAKE_TIME
+        limit = None if self.tls is None else HANDSHAKE_TIME
         with contextlib.suppress(OSError):
             await loop.connect_accepted_socket(
-                lambda: handler, sock, ssl=self._tls, ssl_handshake_timeout=limit
+                lambda: handler, sock, ssl=self.tls, ssl_handshake_timeout=limit
             )
 
     def _end_handshake(self, sock: socket.socket, handler: RequestHandler) -> None:

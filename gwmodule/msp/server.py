@@ -9,6 +9,7 @@ import fcntl
 import os
 import signal
 import socket
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -170,6 +171,7 @@ async def _run_until_signal(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(options.http, http, log))
     try:
         async with asyncio.TaskGroup() as group:
             gateways = group.create_task(listener.run(), name="gateway listener")
@@ -207,7 +209,7 @@ async def _run_until_signal(
             gateways.cancel()
     finally:
         notifier.close()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)
         await runner.cleanup()
         if api_socket is not None:
@@ -217,11 +219,28 @@ async def _run_until_signal(
 
 
 def _http_port(options: HttpOptions, runner: web.AppRunner, api: Api) -> HttpPort:
-    tls = None
-    if options.certificate is not None:
-        tls = tls_context(options.certificate, options.key or options.certificate)
+    tls = _tls(options)
     sock = tcp_socket(options.host, options.port, tls=tls is not None)
     return tcp_port(runner, sock, tls, api.callers)
+
+
+def _tls(options: HttpOptions) -> ssl.SSLContext | None:
+    if options.certificate is None:
+        return None
+    return tls_context(options.certificate, options.key or options.certificate)
+
+
+def _reload(options: HttpOptions | None, http: HttpPort | None, log: EventLog) -> None:
+    """Show a certificate that was renewed; gateways and streams do not notice."""
+    if options is None or http is None or options.certificate is None:
+        log.info("reload_unchanged")
+        return
+    try:
+        http.tls = _tls(options)
+    except ConfigError as exc:
+        log.error("reload_failed", reason=exc)
+    else:
+        log.info("reload", certificate=options.certificate)
 
 
 def _startup_error(error: BaseException, options: ServerOptions) -> BaseException:

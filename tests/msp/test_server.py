@@ -14,6 +14,8 @@ import pytest
 
 from gwmodule.config import BackoffConfig, Config, load
 from gwmodule.msp.client import ApiClient, ApiRefused, ApiUnavailable
+from gwmodule.msp.pki import Authority
+from gwmodule.msp.server import wall_clock
 from gwmodule.provisioning.provision import Wanted, provision
 from gwmodule.uplink.dialer import Dialer
 from tests.msp.postgres import Server, required
@@ -291,6 +293,68 @@ async def test_it_serves_people_over_tcp_with_their_own_login(
         await process.wait()
         process, _ = await serve(processes, command("--http", address))
         assert await client.request("GET", "/api/v1/devices") == []
+
+
+def certified(directory: Path, *, of: Path | None = None) -> str:
+    """A certificate for 127.0.0.1 that nobody else has, in `directory`; the CA to trust it by."""
+    authority = Authority.open(directory, wall_clock())
+    authority.ensure_server_certificate(("127.0.0.1",), wall_clock())
+    target = of or directory
+    for name, path in (
+        ("crt", authority.server_certificate_path), ("key", authority.server_key_path)
+    ):  # fmt: skip
+        (target / f"http.{name}").write_bytes(path.read_bytes())
+    return authority.ca
+
+
+async def said(process: asyncio.subprocess.Process, event: bytes) -> bytes:
+    assert process.stderr is not None
+    async with asyncio.timeout(5):
+        while event not in (line := await process.stderr.readline()):
+            assert line, "the service ended"
+    return line
+
+
+async def test_a_renewed_certificate_is_shown_after_hup_and_nothing_ends(
+    processes: list[asyncio.subprocess.Process], command: ServeCommand, tmp_path: Path
+) -> None:
+    here, other = tmp_path / "first", tmp_path / "second"
+    former = certified(here)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    files = "--http-certificate", str(here / "http.crt"), "--http-key", str(here / "http.key")
+    process, _ = await serve(processes, command("--http", address, *files))
+
+    async def is_shown(ca: str) -> bool:
+        async with ApiClient(f"https://{address}", cadata=ca) as client:
+            try:
+                return bool(await client.request("GET", "/healthz"))
+            except ApiUnavailable:
+                return False
+
+    async with ApiClient(f"https://{address}", cadata=former) as stays:
+        assert await stays.request("GET", "/healthz")
+        renewed = certified(other, of=here)
+        process.send_signal(signal.SIGHUP)
+        await said(process, b"event=reload ")
+        assert (await is_shown(renewed), await is_shown(former)) == (True, False)
+        # A key that is not the certificate's, and no certificate at all.
+        for name, content in (("http.key", (here / "server.key").read_bytes()), ("http.crt", b"x")):
+            (here / name).write_bytes(content)
+            process.send_signal(signal.SIGHUP)
+            assert b"http-certificate" in await said(process, b"event=reload_failed ")
+            assert await is_shown(renewed)
+        assert await stays.request("GET", "/healthz")
+
+
+async def test_hup_ends_nothing_where_there_is_no_certificate(
+    processes: list[asyncio.subprocess.Process], command: ServeCommand, tmp_path: Path
+) -> None:
+    process, _ = await serve(processes, command())
+    process.send_signal(signal.SIGHUP)
+    await said(process, b"event=reload_unchanged")
+    async with ApiClient(str(tmp_path / "s")) as client:
+        assert await client.request("GET", "/healthz")
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"])
