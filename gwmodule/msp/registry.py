@@ -122,24 +122,31 @@ class Registry:
     # What gateways tell.
 
     async def record(self, events: Sequence[Event]) -> list[bool]:
-        """Write all or nothing; for each event, whether the gateway's whole table is wanted."""
+        """Write all or nothing; for each event, whether the gateway's whole table is wanted.
+
+        What still comes of a gateway that went with its tenant is nobody's, and dropped.
+        """
         wanted: list[bool] = []
         links: list[tuple[str, str, bool]] = []
         # Gateways whose digest differs tell their whole table again.
         async with self._database.transaction(durable=False) as db:
             rules = Observations(db)
-            tenants: dict[str, str] = {}
+            tenants: dict[str, str | None] = {}
             for event in events:
+                if event.gateway not in tenants:
+                    tenants[event.gateway] = await _tenant_of(db, event.gateway)
+                tenant = tenants[event.gateway]
+                if tenant is None:
+                    wanted.append(False)
+                    continue
                 match event:
                     case Observed(gateway, address, port, observation, age, at):
-                        if gateway not in tenants:
-                            tenants[gateway] = await _tenant_of(db, gateway)
                         seen = at - max(age, 0.0)
-                        place = Seen(tenants[gateway], gateway, address, port, seen, at)
+                        place = Seen(tenant, gateway, address, port, seen, at)
                         wanted.append(await rules.apply(observation, place))
                     case LinkUp():
                         await self._link_up(db, event)
-                        links.append((await _tenant_of(db, event.gateway), event.gateway, True))
+                        links.append((tenant, event.gateway, True))
                         wanted.append(False)
                     case LinkDown(gateway, at):
                         # Unless another node has it by now.
@@ -151,7 +158,7 @@ class Registry:
                             self._node,
                         )
                         if down:
-                            links.append((await _tenant_of(db, gateway), gateway, False))
+                            links.append((tenant, gateway, False))
                         wanted.append(False)
         self.refused += rules.refused
         self.on_devices(rules.saved.values())
@@ -160,20 +167,14 @@ class Registry:
 
     async def _link_up(self, db: Connection, link: LinkUp) -> None:
         await db.execute(
-            "INSERT INTO gateways"
-            " (name, fingerprint, address, port, software, node, connected, first_link, last_link)"
-            " VALUES ($1, $2, $3, $4, $5, $6, 1, $7, $7)"
-            " ON CONFLICT (name) DO UPDATE SET address = excluded.address, port = excluded.port,"
-            " software = excluded.software, node = excluded.node, connected = 1,"
-            " first_link = coalesce(gateways.first_link, excluded.first_link),"
-            " last_link = excluded.last_link",
-            link.gateway,
-            link.fingerprint,
+            "UPDATE gateways SET address = $1, port = $2, software = $3, node = $4, connected = 1,"
+            " first_link = coalesce(first_link, $5), last_link = $5 WHERE name = $6",
             link.address,
             link.port,
             clean(link.software),
             self._node,
             link.at,
+            link.gateway,
         )
         await db.execute(
             "UPDATE gateways SET fingerprint = next_fingerprint, next_fingerprint = NULL"
@@ -521,9 +522,9 @@ class Registry:
         return sum([await self._database.execute(f"DELETE {old}", *part, before) for part in parts])
 
 
-async def _tenant_of(db: Connection, gateway: str) -> str:
+async def _tenant_of(db: Connection, gateway: str) -> str | None:
     row = await db.fetch_one("SELECT tenant FROM gateways WHERE name = $1", gateway)
-    return DEFAULT_TENANT if row is None else str(row["tenant"])
+    return None if row is None else str(row["tenant"])
 
 
 def _matching(tenant: str, equal: Mapping[str, str]) -> tuple[str, list[str]]:

@@ -499,6 +499,20 @@ async def test_only_the_certificate_of_an_enrolled_gateway_is_allowed(registry: 
     assert await registry.is_gateway_allowed("home3", "bb")
 
 
+async def test_what_still_comes_of_a_gateway_that_is_gone_is_nobodys(
+    registry: Registry, database: Database
+) -> None:
+    """It waited for the journal while its tenant was removed."""
+    await database.execute("DELETE FROM gateways WHERE name = 'home1'")
+    up = LinkUp("home1", "aa", *NAT, "0.1.0", 10.0)
+    place = ("home1", *NAT)
+    told = Observed(*place, hello(), 0.0, 10.0)
+    assert await registry.record([up, told, LinkDown("home1", 11.0)]) == [False] * 3
+    assert await registry.gateway("home1") is None
+    assert not await registry.is_gateway_allowed("home1", "aa")
+    assert await registry.devices() == []
+
+
 async def test_a_gateways_link_is_recorded_and_ends_with_the_process(
     registry: Registry, database: Database
 ) -> None:

@@ -164,8 +164,9 @@ running service.
 - **At most once**: routes marked *acts* take `Idempotency-Key`; for a day a repetition does not act
   again, on whatever node and after a restart. It gets the first answer while the process that gave
   it has it (the last 256 of a tenant, 8 MiB), else 504 `OUTCOME_UNKNOWN`: read the state before
-  you repeat with a new key. What failed before anything was sent uses no key up. If the gateway's session is lost before the result, the answer is the
-  same 504, and nothing repeats the call by itself.
+  you repeat with a new key. What failed before anything was sent uses no key up. If the gateway's
+  session is lost before the result, the answer is the same 504, and nothing repeats the call by
+  itself.
 - **Calls** take a `Call-Id` of the caller's choice; progress comes as event `call` of
   `/api/v1/events`, and `DELETE /api/v1/calls/{id}` cancels. The device's login is the body's
   `credential`, or `AMT-Authorization: Basic`, or the stored one.
