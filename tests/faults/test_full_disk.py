@@ -21,6 +21,7 @@ from gwmodule.wire.notices import Hello, Source
 
 pytestmark = pytest.mark.root
 
+GATEWAYS = 50
 TOTAL = 1000
 
 
@@ -37,7 +38,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def notice(number: int) -> Observed:
     mac = bytes([2, 0, 0, 0, number >> 8, number & 0xFF])
     hello = Hello(UUID(int=number + 1), IPv4Address(number), mac, 3, 0, Source.LISTENER, b"raw")
-    return Observed(f"home{number % 50}", "203.0.113.7", 1, hello, 0.0, 1.0)
+    return Observed(f"home{number % GATEWAYS}", "203.0.113.7", 1, hello, 0.0, 1.0)
 
 
 def fill(path: Path) -> None:
@@ -54,6 +55,8 @@ async def test_a_full_disk_loses_no_acknowledged_registration(small_disk: Path) 
         asyncio.TaskGroup() as group,
     ):
         registry = Registry(database)
+        for number in range(GATEWAYS):
+            await registry.add_gateway(f"home{number}", "aa", 0.0)
         journal = Journal(registry, lambda: None)
         writer = group.create_task(journal.run())
         for number in range(TOTAL):

@@ -176,7 +176,9 @@ async def test_a_committed_hello_survives_the_death_of_the_process(tmp_path: Pat
         "from tests.msp.test_database import *\n"
         "async def main():\n"
         f"    database = await open_database({str(path)!r})\n"
-        "    await Registry(database).record([Observed('home1', *NAT, hello(), 0.0, 1.0)])\n"
+        "    registry = Registry(database)\n"
+        "    await registry.add_gateway('home1', 'aa', 0.0)\n"
+        "    await registry.record([Observed('home1', *NAT, hello(), 0.0, 1.0)])\n"
         "    async with database.transaction() as db:\n"
         "        await db.execute(ADD, 'half')\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -188,15 +190,16 @@ async def test_a_committed_hello_survives_the_death_of_the_process(tmp_path: Pat
     assert done.returncode == -signal.SIGKILL
     database = await open_database(str(path))
     assert [device.uuid for device in await Registry(database).devices()] == [PC]
-    assert await count(database) == 0
+    assert await count(database) == 1
     await database.aclose()
 
 
 async def test_a_locked_file_is_one_clear_error_and_passes(tmp_path: Path) -> None:
     database = await open_database(str(tmp_path / "registry.db"))
+    registry = Registry(database)
+    await registry.add_gateway("home1", "aa", 0.0)
     locker = sqlite3.connect(tmp_path / "registry.db", isolation_level=None)
     locker.execute("BEGIN IMMEDIATE")
-    registry = Registry(database)
     with pytest.raises(RegistryError, match="locked"):
         await registry.record([Observed("home1", *NAT, hello(), 0.0, 1.0)])
     with pytest.raises(RegistryError, match="locked"):
@@ -211,11 +214,12 @@ async def test_a_locked_file_is_one_clear_error_and_passes(tmp_path: Path) -> No
 
 async def test_a_full_disk_is_one_clear_error_and_passes(tmp_path: Path) -> None:
     database = await open_database(str(tmp_path / "registry.db"))
+    registry = Registry(database)
+    await registry.add_gateway("home1", "aa", 0.0)
     row = await database.fetch_one("PRAGMA page_count")
     assert row is not None
     # The same answer from SQLite as a full disk gives: SQLITE_FULL in the middle of a transaction.
     await database.execute(f"PRAGMA max_page_count = {row['page_count']}")
-    registry = Registry(database)
     events = [
         Observed("home1", *NAT, hello(bytes([2, 1, 0, 0, 0, n]), uuid=UUID(int=n + 1)), 0.0, 100.0)
         for n in range(200)

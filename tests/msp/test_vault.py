@@ -112,6 +112,7 @@ async def test_a_removed_login_is_gone_and_so_is_a_forgotten_devices(
     vault: Vault, database: Database
 ) -> None:
     registry = Registry(database)
+    await registry.add_gateway("home1", "aa", 0.0)
     await keep(vault)
     assert await vault.remove("default", PC, 6.0, actor="anna")
     assert not await vault.remove("default", PC, 7.0, actor="anna")
