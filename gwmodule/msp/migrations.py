@@ -317,6 +317,6 @@ MIGRATIONS: tuple[Step, ...] = (
             END $$;
         """,
     ),
-    # 7: a tenant's audit in the order in which it is read: each look sorted all of it
+    # 9: a tenant's audit in the order in which it is read: each look sorted all of it
     Step("CREATE INDEX audit_tenant ON audit (tenant, id);"),
 )
