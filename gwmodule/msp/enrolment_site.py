@@ -57,6 +57,8 @@ BODY_TIME = 10.0
 FAILURES, FAILURES_PERIOD = 20, 3.0
 # Signatures per second, all gateways together; thousands may come back after a power cut.
 SIGNATURES_RATE, SIGNATURES_BURST = 100.0, 400.0
+# Of them, renewals of one gateway: each is an entry in the audit, and one is due in months.
+RENEWALS, RENEWALS_PERIOD = 10, 600.0
 
 _STATUS = {"OTHER_GATEWAY": 409, "TOKEN_USED": 409}
 Handler = Callable[[web.Request], Awaitable[dict[str, Any] | None]]
@@ -100,6 +102,7 @@ class EnrolmentSite:
         self._link_port = link_port
         self._failures = FloodLimit(1 / FAILURES_PERIOD, FAILURES)
         self._signatures = FloodLimit(SIGNATURES_RATE, SIGNATURES_BURST)
+        self._renewals = FloodLimit(1 / RENEWALS_PERIOD, RENEWALS)
         self._log = EventLog("gwmodule.msp")
         # None of them is ever known: an exchange is over before it would matter.
         self.callers = Callers("enrolment", MAX_CONNECTIONS)
@@ -271,7 +274,7 @@ class EnrolmentSite:
             name,
             fingerprint(certificate),
             at,
-            lambda gateway: self._issue(gateway, key, at),
+            lambda gateway: self._renew(gateway, key, at),
             peer=request.remote or "",
         )
         self._log.info("gateway_renewed", gateway=name, address=request.remote)
@@ -327,6 +330,11 @@ class EnrolmentSite:
         ):
             raise SiteError(400, "BAD_REQUEST", f"the body must be strings named {', '.join(keys)}")
         return body
+
+    def _renew(self, name: str, key: Any, at: float) -> Issued:
+        if wait := math.ceil(self._renewals.charge(name.encode(), time.monotonic())):
+            raise SiteError(429, "TOO_MANY", "this gateway renews too often; wait", later=wait)
+        return self._issue(name, key, at)
 
     def _issue(self, name: str, key: Any, at: float) -> Issued:
         if not self._signatures.admits(b"", time.monotonic()):

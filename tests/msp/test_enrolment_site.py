@@ -25,7 +25,7 @@ from cryptography.x509.oid import NameOID
 
 from gwmodule.errors import ConfigError
 from gwmodule.msp import enrolment_site
-from gwmodule.msp.enrolment_site import FAILURES
+from gwmodule.msp.enrolment_site import FAILURES, RENEWALS
 from gwmodule.msp.registry import RegistryConflict
 from tests.provisioning.conftest import Msp
 
@@ -320,6 +320,20 @@ def test_a_stolen_certificate_is_worth_nothing_once_its_gateway_was_revoked(
     assert refusals() == [(403, "REPLACED")] * 2
     assert msp.allowed("home-1", owners.certificate)
     assert ask(msp, "POST", "/enrol/v1/renewal", renewal, identity=owners)[0] == 200
+
+
+def test_one_gateway_cannot_renew_without_end(msp: Msp, tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    mine = Identity.store(tmp_path, "mine", key, enrol(msp, key, msp.token())[1]["certificate"])
+    renewal = json.dumps({"request": request(key)}).encode()
+    for _ in range(RENEWALS):
+        assert ask(msp, "POST", "/enrol/v1/renewal", renewal, identity=mine)[0] == 200
+    status, answer = ask(msp, "POST", "/enrol/v1/renewal", renewal, identity=mine)
+    assert (status, answer["error"]) == (429, "TOO_MANY")
+    assert "renews too often" in answer["errorDescription"]
+    # It is that gateway's matter, not its address's.
+    other = ec.generate_private_key(ec.SECP256R1())
+    assert enrol(msp, other, msp.token("home-2"))[0] == 200
 
 
 def test_a_certificate_that_is_replaced_takes_no_token_with_it(msp: Msp, tmp_path: Path) -> None:
