@@ -98,8 +98,14 @@ async def test_a_script_types_and_leaves_a_free_line_behind(
     assert b"hello" in await pipes.see(b"hello")
     assert f"attached to {PC} with the login that the service has" in said(pipes)
     assert "[connected]" in said(pipes)
-    entries = await service.registry.audit_entries(uuid=PC)
-    assert [e.action for e in entries].count("console.close") == 2
+    closed = 0
+    async with asyncio.timeout(5):
+        # They are written when the line's last word is on its way already.
+        while closed < 2:
+            entries = await service.registry.audit_entries(uuid=PC)
+            closed = [entry.action for entry in entries].count("console.close")
+            await asyncio.sleep(0.01)
+    assert closed == 2
 
 
 async def test_without_a_stored_login_the_reason_is_said(

@@ -87,6 +87,7 @@ async def test_the_stored_login_opens_it_and_both_ends_are_audited(site: Site) -
     await until(websocket, b"Hello, root.")
     await websocket.send_json({"type": "hangup"})
     assert (await closed(websocket))[1] == "closed by technician@default"
+    await site.audited("technician@default", "console.close")
     entries = await site.service.registry.audit_entries(uuid=PC)
     assert [e.action for e in entries if e.action.startswith("console")] == [
         "console.close",
