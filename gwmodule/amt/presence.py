@@ -52,12 +52,14 @@ async def probe(
     probing = _Probing(address, mac, dial, udp, timeout)
     # What came in until now is the result; the rest of the host stays silent for good.
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(timeout), asyncio.TaskGroup() as tasks:
-            tasks.create_task(probing.ping(), name="ping")
-            tasks.create_task(probing.ask_plain(), name="http")
-            tasks.create_task(probing.ask_tls(), name="https")
-            for port in (REDIRECTION_TCP, REDIRECTION_TLS):
-                tasks.create_task(probing.look(port), name=f"port-{port}")
+        async with asyncio.timeout(timeout):
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(probing.ping(), name="ping")
+                tasks.create_task(probing.ask_plain(), name="http")
+                tasks.create_task(probing.ask_tls(), name="https")
+                for port in (REDIRECTION_TCP, REDIRECTION_TLS):
+                    tasks.create_task(probing.look(port), name=f"port-{port}")
+            await probing.ping_again()
     return probing.result()
 
 
@@ -113,6 +115,14 @@ class _Probing:
             if pong is not None:
                 presence.provisioning = pong.provisioning
                 self._answered = True
+
+    async def ping_again(self) -> None:
+        """The ping was refused, and yet there is AMT: a device that just starts, or has RMCP off.
+        Without a pong one in setup looks like one that is provisioned.
+        """
+        if self._ports and not self._answered:
+            await asyncio.sleep(self._ping_interval)
+            await self.ping()
 
     async def ask_plain(self) -> None:
         with contextlib.suppress(OSError, GatewayError):

@@ -101,6 +101,25 @@ async def test_a_lost_ping_is_repeated() -> None:
     assert presence is not None
 
 
+async def test_a_device_that_just_starts_is_pinged_again() -> None:
+    """It listened on TCP already, and refused the ping."""
+    transport, port = await ponger(PONG)
+    pings = 0
+
+    async def udp(address: IPv4Address, number: int, mac: bytes) -> socket.socket:
+        nonlocal pings
+        pings += 1
+        open_socket = refused if pings == 1 else to({623: port}, socket.SOCK_DGRAM)
+        return await open_socket(address, number, mac)
+
+    async with DeviceServer(never).serving() as server:
+        presence = await look(to({16992: server.port}), udp, within=1.5)
+    transport.close()
+    assert presence is not None
+    assert (presence.ports, presence.provisioning) == ((16992,), Provisioning.POST)
+    assert pings == 2
+
+
 async def test_garbage_for_a_pong_is_nothing() -> None:
     transport, port = await ponger(b"\x06" * 1400)
     presence = await look(refused, to({623: port}, socket.SOCK_DGRAM), within=0.3)
