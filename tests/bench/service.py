@@ -104,9 +104,14 @@ class _Connection(asyncio.Protocol):
         if not head.startswith(b"HTTP/1.1 200 "):
             self._fail(bytes(self._buffer[:300]))
             return
-        length = int(head.lower().partition(b"\r\ncontent-length: ")[2].partition(b"\r\n")[0])
-        if len(self._buffer) < len(head) + 4 + length:
-            return
+        if b"\r\ntransfer-encoding: chunked" in head.lower():
+            # A list, written in parts.
+            if not self._buffer.endswith(b"\r\n0\r\n\r\n"):
+                return
+        else:
+            text = head.lower().partition(b"\r\ncontent-length: ")[2].partition(b"\r\n")[0]
+            if len(self._buffer) < len(head) + 4 + int(text):
+                return
         self._buffer.clear()
         now = time.monotonic()
         self.times.append(now - self._asked)

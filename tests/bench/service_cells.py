@@ -334,7 +334,7 @@ def _answer_of(served: Service, path: str) -> tuple[dict[str, str], str]:
             aiohttp.ClientSession(headers=headers) as http,
             http.get(f"http://127.0.0.1:{_HTTP}{path}", raise_for_status=True) as response,
         ):
-            own = ("content-length", "date", "server")
+            own = ("content-length", "transfer-encoding", "date", "server")
             kept = {n: v for n, v in response.headers.items() if n.lower() not in own}
             return kept, await response.text()
 
