@@ -595,8 +595,9 @@ def _is_device(mac: bytes) -> bool:
 
 
 def _outdated(device: Device, kind: type[Observation], at: float) -> bool:
-    """Something newer is known. The capture tells whatever it kept to a relay that connects, which
-    may have heard from the device otherwise by then."""
+    """Something newer is known: the capture tells all that it kept to a relay that connects, which
+    may have heard from the device otherwise by then.
+    """
     known = device.latest.get(kind) or device.latest.get(_REPLACES.get(kind, kind))
     return known is not None and at < known.at
 

@@ -460,7 +460,7 @@ def _checked(password: str) -> str:
     return password
 
 
-# What goes with a tenant, besides users, whom it has none, and hosts.
+# What goes with a tenant, besides hosts; its users are gone already.
 _OF_A_TENANT = (
     "api_keys",
     "credentials",

@@ -333,7 +333,9 @@ class EnrolmentSite:
 
     def _renew(self, name: str, key: Any, at: float) -> Issued:
         if wait := math.ceil(self._renewals.charge(name.encode(), time.monotonic())):
-            raise SiteError(429, "TOO_MANY", "this gateway renews too often; wait", later=wait)
+            most = f"{RENEWALS} times, then once in {RENEWALS_PERIOD:g} s"
+            text = f"this gateway renews too often: {most}"
+            raise SiteError(429, "TOO_MANY", text, later=wait)
         return self._issue(name, key, at)
 
     def _issue(self, name: str, key: Any, at: float) -> Issued:

@@ -27,6 +27,7 @@ from gwmodule.msp.api.answers import (
     time_text,
 )
 from gwmodule.msp.api.asking import MAX_BODY, Asked, body_of, query_of
+from gwmodule.msp.api.audit import Audit
 from gwmodule.msp.api.auth import RECHECK, Authenticator
 from gwmodule.msp.api.calls import Calls, Held, is_connected
 from gwmodule.msp.api.consoles import ConsoleRoutes
@@ -153,6 +154,7 @@ class Api:
                 parts.monotonic,
                 self.metrics.login,
             ),
+            "audit": Audit(parts.registry, clock),
             "devices": Devices(
                 parts.registry,
                 labels,
@@ -276,7 +278,8 @@ class Api:
             raise ApiError(
                 429,
                 "TOO_MANY_REQUESTS",
-                f"all connections of tenant {principal.tenant} are in use",
+                f"all {MAX_CONNECTIONS} connections are in use, and no idle one of tenant"
+                f" {principal.tenant} can go for this: close some, or try again in {RETRY} s",
                 retry_after=RETRY,
             )
         asked = Asked(request, route, principal, token=token)

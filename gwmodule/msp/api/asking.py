@@ -29,8 +29,8 @@ _T = TypeVar("_T")
 
 @dataclass(slots=True)
 class Asked:
-    """`token` is the redirection token that the request came with, spent when it is used; `key`
-    tenant, actor and Idempotency-Key, until the request begins to act.
+    """`token` is the redirection token that the request came with, spent when it is used;
+    `idempotency_key` is tenant, actor and the header, until the request begins to act.
     """
 
     http: web.Request
@@ -39,7 +39,7 @@ class Asked:
     query: Any = None
     body: Any = None
     token: Claims | None = None
-    key: tuple[str, str, str] | None = None
+    idempotency_key: tuple[str, str, str] | None = None
 
     @property
     def tenant(self) -> str:

@@ -299,7 +299,7 @@ class Calls:
             if known.fingerprint != fingerprint:
                 raise ApiError(422, "KEY_REUSED", "this Idempotency-Key was another request's")
             return copy_of(await asyncio.shield(known.response))
-        asked.key = key
+        asked.idempotency_key = key
         answer = self._answers.begin(*key, fingerprint)
         # For a repetition that waits, should this request be broken off.
         response = error_response(504, "OUTCOME_UNKNOWN", "the first request was broken off")
@@ -309,14 +309,14 @@ class Calls:
             response = exc.response()
         finally:
             self._answers.end(asked.tenant, answer, response)
-            if asked.key is not None:
+            if asked.idempotency_key is not None:
                 # Nothing was sent, and the key is good for another attempt.
                 self._answers.forget(*key)
         return copy_of(response)
 
     async def _begin(self, asked: Asked) -> None:
         """From here on something is sent: the first time is the only one for this key."""
-        key, asked.key = asked.key, None
+        key, asked.idempotency_key = asked.idempotency_key, None
         if key is None:
             return
         try:
@@ -330,7 +330,8 @@ class Calls:
             raise ApiError(
                 504,
                 "OUTCOME_UNKNOWN",
-                "this Idempotency-Key was used before; its answer is not here any more",
+                "this Idempotency-Key was used before, and its answer is not here any more:"
+                " read the state before you repeat with a new key",
             )
 
     async def record(

@@ -20,7 +20,7 @@ from gwmodule.msp.api.answers import (
     said_by_records,
     time_text,
 )
-from gwmodule.msp.api.asking import Asked, device_of, guid_of
+from gwmodule.msp.api.asking import Asked, device_of
 from gwmodule.msp.api.calls import (
     Calls,
     Place,
@@ -33,11 +33,11 @@ from gwmodule.msp.api.calls import (
     uuid_of,
 )
 from gwmodule.msp.api.events import Events
-from gwmodule.msp.api.shown import shown_audit, shown_device, shown_host
+from gwmodule.msp.api.shown import shown_device, shown_host
 from gwmodule.msp.api.streams import OpenStreams
 from gwmodule.msp.labels import NO_LABEL, Label, Labels
 from gwmodule.msp.records import Device, State
-from gwmodule.msp.registry import ALL, NEWEST, Registry, RegistryConflict
+from gwmodule.msp.registry import ALL, Registry, RegistryConflict
 from gwmodule.msp.seam import SessionsSeam
 from gwmodule.msp.vault import Vault
 from gwmodule.wire.notices import NO_MAC, NO_UUID, format_mac, parse_mac
@@ -343,33 +343,6 @@ class Devices:
             return msgspec.convert(found, list[p.ExplainStep])
         except (AmtError, LinkLost, msgspec.ValidationError) as exc:
             return [p.ExplainStep("gateway's view", "failed", str(exc)[:300])]
-
-    async def audit(self, asked: Asked) -> web.Response:
-        query: p.AuditQuery = asked.query
-        # By the UUID itself: the history of a device outlives its record.
-        uuid = guid_of(query.guid) if isinstance(query.guid, str) else None
-        return await list_response(self._entries(asked.tenant, uuid, query.limit))
-
-    async def _entries(
-        self, tenant: str, uuid: UUID | None, most: int
-    ) -> AsyncIterator[list[p.AuditAnswer]]:
-        before = NEWEST
-        while most > 0:
-            entries = await self._registry.audit_entries(
-                uuid=uuid, before=before, limit=min(most, PART), tenant=tenant
-            )
-            if not entries:
-                return
-            yield [shown_audit(entry) for entry in entries]
-            await asyncio.sleep(0)
-            before, most = entries[-1].id, most - len(entries)
-
-    async def prune_audit(self, asked: Asked) -> p.Pruned:
-        query: p.PruneQuery = asked.query
-        before, now = query.before.timestamp(), self._clock()
-        if before > now:
-            raise bad_request("before lies in the future")
-        return p.Pruned(await self._registry.prune_audit(before, now, actor=asked.actor))
 
 
 class _Page:

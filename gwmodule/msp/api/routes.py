@@ -138,9 +138,9 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/api/v1/candidates/{gateway}/{mac}/identify", "devices.identify",
           "Log in to a candidate and learn its UUID", _T, Scope.GATEWAY, body=p.IdentifyRequest,
           answer=p.DeviceAnswer, status=201, acts=True),
-    Route("GET", "/api/v1/audit", "devices.audit", "Who did what, newest first", _T,
+    Route("GET", "/api/v1/audit", "audit.entries", "Who did what, newest first", _T,
           query=p.AuditQuery, answer=list[p.AuditAnswer]),
-    Route("DELETE", "/api/v1/audit", "devices.prune_audit",
+    Route("DELETE", "/api/v1/audit", "audit.prune",
           "Delete the audit of all tenants from before a moment; it says so itself", _A,
           Scope.OPERATOR, query=p.PruneQuery, answer=p.Pruned),
     # Gateways.
